@@ -19,7 +19,8 @@ import (
 // Source is where a site comes from.
 type Source interface {
 	// Head is the newest commit that can be had. It is cheap when nothing
-	// moved, and dials no more than one server.
+	// moved, and dials no more than one server. An error may come with the
+	// last commit that could be had, which is then kept up.
 	Head(ctx context.Context) (commit string, err error)
 
 	// Site is the site as of a commit that Head returned: whole and valid, or
@@ -61,11 +62,12 @@ type Examiner interface {
 
 // Codes of the reasons that the loop itself gives.
 const (
-	Unread     plan.Code = "SystemUnread" // a system could not be read: it is left as it is
-	Panicked   plan.Code = "Panicked"     // a defect in a system was caught
-	NotTried   plan.Code = "NotTried"     // a change was not tried, because one that it needs went wrong
-	Superseded plan.Code = "Superseded"   // a newer commit came while this one was worked on
-	Suspended  plan.Code = "Suspended"    // someone stopped all changes
+	Unread      plan.Code = "SystemUnread" // a system could not be read: it is left as it is
+	Panicked    plan.Code = "Panicked"     // a defect in a system was caught
+	ApplyFailed plan.Code = "ApplyFailed"  // a system gave an error of no code of its own
+	NotTried    plan.Code = "NotTried"     // a change was not tried, because one that it needs went wrong
+	Superseded  plan.Code = "Superseded"   // a newer commit came while this one was worked on
+	Suspended   plan.Code = "Suspended"    // someone stopped all changes
 )
 
 // Reconciler makes a site equal to what its repo says. Source and Systems are
@@ -81,6 +83,11 @@ type Reconciler struct {
 	// Hold says why nothing may be changed at present, nil when it may. A nil
 	// Hold never does.
 	Hold func(ctx context.Context, site *plan.Site) *plan.Fault
+
+	// Reached is the commit that an earlier process reached, "" for none. It is
+	// kept up while the newest commit cannot be had and this process has seen
+	// no good one. A nil Reached knows none.
+	Reached func(ctx context.Context) (commit string)
 
 	// Observer is told of each round. Nil is nobody.
 	Observer func(ctx context.Context, round Round)
@@ -199,15 +206,13 @@ func (r *Reconciler) applyOne(ctx context.Context, system System, change plan.Ch
 		}
 	}()
 	err := system.Apply(ctx, change)
-	log := r.log().With("id", change.ID, "action", change.Action(), "why", change.Why)
 	if err == nil {
-		log.Info("applied")
+		r.log().Info("applied", "id", change.ID, "action", change.Action(), "why", change.Why)
 		return nil
 	}
 	if !errors.As(err, &f) {
-		f = &plan.Fault{Code: Unread, ID: change.ID, Cause: err.Error()}
+		f = &plan.Fault{Code: ApplyFailed, ID: change.ID, Cause: err.Error()}
 	}
-	log.Warn("not applied", "code", f.Code, "cause", f.Cause)
 	return f
 }
 

@@ -3,15 +3,17 @@ package reconciler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 )
 
 // Round makes one pass: plan, and apply unless something holds it.
-func (r *Reconciler) Round(ctx context.Context, site *plan.Site) Round {
-	round := Round{Commit: site.Commit, Site: site, Started: time.Now()}
+func (r *Reconciler) Round(ctx context.Context, site *plan.Site) (round Round) {
+	round = Round{Commit: site.Commit, Site: site, Started: time.Now()}
 	defer func() { round.Took = time.Since(round.Started) }()
 	if round.Plan, round.Err = r.Plan(ctx, site); round.Err != nil {
 		return round
@@ -26,32 +28,45 @@ func (r *Reconciler) Round(ctx context.Context, site *plan.Site) Round {
 		return round
 	}
 	for _, system := range r.Systems {
-		if e, ok := system.(Examiner); ok {
-			round.Unhealthy = append(round.Unhealthy, e.Examine(ctx, site)...)
-		}
+		round.Unhealthy = append(round.Unhealthy, examine(ctx, system, site)...)
 	}
 	return round
+}
+
+func examine(ctx context.Context, system System, site *plan.Site) (unhealthy []*plan.Fault) {
+	e, ok := system.(Examiner)
+	if !ok {
+		return nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			unhealthy = []*plan.Fault{{Code: Panicked, ID: plan.ID{System: system.Name()}, Cause: fmt.Sprint(p)}}
+		}
+	}()
+	return e.Examine(ctx, site)
 }
 
 // maxRounds bounds Converge: a CRD that an operator brings, what needs it, and
 // what needs that are three.
 const maxRounds = 8
 
-// Converge makes rounds until one finds nothing left that it could do. The last
-// round is returned; Applied counts all of them.
-func (r *Reconciler) Converge(ctx context.Context, site *plan.Site) Round {
-	applied := 0
-	for range maxRounds - 1 {
-		round := r.Round(ctx, site)
-		if round.Applied == 0 || ctx.Err() != nil {
-			round.Applied = applied
-			return round
+// Converge makes rounds until one finds nothing left that it could do. That
+// round is returned, and how many changes all of them carried out.
+func (r *Reconciler) Converge(ctx context.Context, site *plan.Site) (last Round, applied int) {
+	for range maxRounds {
+		last = r.Round(ctx, site)
+		applied += last.Applied
+		if last.Applied == 0 && !stale(last.Err) || ctx.Err() != nil {
+			break
 		}
-		applied += round.Applied
 	}
-	round := r.Round(ctx, site)
-	round.Applied += applied
-	return round
+	return last, applied
+}
+
+// stale reports whether planning again may help.
+func stale(err error) bool {
+	faults, _ := plan.Split(err)
+	return slices.ContainsFunc(faults, func(f *plan.Fault) bool { return f.Code == plan.Stale })
 }
 
 // Poll has Run look at the source now. It never blocks.
@@ -86,7 +101,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 	go r.follow(ctx, heads)
 
 	var now head
-	var site *plan.Site // the last good one
+	var site *plan.Site // of the last good commit
 	select {
 	case <-ctx.Done():
 		return
@@ -110,6 +125,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		if failures++; round.Err == nil {
 			failures = 0
 		}
+		if round.Applied > 0 && round.Err == nil {
+			r.Nudge() // see what that led to, and whether the commit is reached now
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -123,22 +141,28 @@ func (r *Reconciler) Run(ctx context.Context) {
 
 // pass takes the site of a commit and makes a round over it. Where the commit
 // cannot be had, the round is over the last good site.
-func (r *Reconciler) pass(ctx context.Context, now head, last *plan.Site) (Round, *plan.Site) {
+func (r *Reconciler) pass(ctx context.Context, now head, good *plan.Site) (Round, *plan.Site) {
 	trouble := now.err
-	if now.commit != "" && (last == nil || last.Commit != now.commit) {
+	if now.commit != "" && (good == nil || good.Commit != now.commit) {
 		site, err := r.Source.Site(ctx, now.commit)
 		if err == nil {
-			last = site
+			good = site
 		}
 		trouble = errors.Join(trouble, err)
 	}
+	if good == nil && r.Reached != nil {
+		if reached := r.Reached(ctx); reached != "" && reached != now.commit {
+			// Where it cannot be had either, the trouble is told already.
+			good, _ = r.Source.Site(ctx, reached)
+		}
+	}
 	round := Round{Started: time.Now()}
-	if last != nil && ctx.Err() == nil {
-		round = r.Round(ctx, last)
+	if good != nil && ctx.Err() == nil {
+		round = r.Round(ctx, good)
 	}
 	round.Commit = now.commit
 	round.Err = errors.Join(trouble, round.Err)
-	return round, last
+	return round, good
 }
 
 // during does some work while it takes in what the look-out finds. A newer
@@ -172,7 +196,7 @@ func (r *Reconciler) follow(ctx context.Context, heads chan head) {
 	for first := true; ; first = false {
 		commit, err := r.Source.Head(ctx)
 		now := head{commit, err}
-		if err != nil {
+		if commit == "" {
 			now.commit = last.commit
 		}
 		if first || now.commit != last.commit || text(now.err) != text(last.err) {

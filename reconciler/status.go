@@ -34,7 +34,7 @@ func Status(last plan.SiteStatus, round Round, now time.Time) plan.SiteStatus {
 		s.Commit.Reached = round.Commit
 	}
 	s.Commit.Short = plan.Short(s.Commit.Reached)
-	if round.Site != nil {
+	if s.Counts.Objects = last.Counts.Objects; round.Site != nil {
 		s.Counts.Objects = len(round.Site.Objects)
 	}
 	s.Counts.Unhealthy = len(round.Unhealthy)
@@ -57,25 +57,7 @@ func Status(last plan.SiteStatus, round Round, now time.Time) plan.SiteStatus {
 		s.Errors = append(s.Errors, *f)
 	}
 
-	ready := plan.Condition{Type: "Ready", Status: "True", Reason: Reached, Message: "the site equals commit " + s.Commit.Short}
-	switch {
-	case round.Err != nil:
-		ready.Status, ready.Reason, ready.Message = "False", Failing, firstLine(round.Err.Error())
-	case !round.Settled():
-		ready.Status, ready.Reason = "False", Progressing
-		ready.Message = "nothing is planned yet"
-		if round.Plan != nil {
-			ready.Message = round.Plan.Totals()
-		}
-	case len(round.Unhealthy) > 0:
-		ready.Status, ready.Reason = "False", Unhealthy
-		ready.Message = fmt.Sprintf("%d objects do not work: %s", len(round.Unhealthy), round.Unhealthy[0].Error())
-	}
-	suspended := plan.Condition{Type: "Suspended", Status: "False", Reason: Running, Message: "changes are carried out"}
-	if round.Held != nil {
-		suspended.Status, suspended.Reason, suspended.Message = "True", round.Held.Code, round.Held.Error()
-	}
-	for _, c := range []plan.Condition{ready, suspended} {
+	for _, c := range conditions(round, s.Commit.Short) {
 		c.ObservedGeneration, c.LastTransitionTime = s.ObservedGeneration, s.LastRound
 		for _, before := range last.Conditions {
 			if before.Type == c.Type && before.Status == c.Status {
@@ -85,6 +67,31 @@ func Status(last plan.SiteStatus, round Round, now time.Time) plan.SiteStatus {
 		s.Conditions = append(s.Conditions, c)
 	}
 	return s
+}
+
+// conditions are those of a round. Ready is for people and for kubectl wait;
+// Reconciling and Stalled are what kstatus, and whoever builds on it, look for:
+// they are True when something is the matter.
+func conditions(round Round, commit string) []plan.Condition {
+	ready := plan.Condition{Type: "Ready", Status: "True", Reason: Reached, Message: "the site equals commit " + commit}
+	reconciling := plan.Condition{Type: "Reconciling", Status: "False", Reason: Reached, Message: "nothing is under way"}
+	stalled := plan.Condition{Type: "Stalled", Status: "False", Reason: Running, Message: "nothing went wrong"}
+	suspended := plan.Condition{Type: "Suspended", Status: "False", Reason: Running, Message: "changes are carried out"}
+	switch {
+	case round.Err != nil:
+		ready.Status, ready.Reason, ready.Message = "False", Failing, firstLine(round.Err.Error())
+		stalled.Status, stalled.Reason, stalled.Message = "True", Failing, ready.Message
+	case round.Plan != nil && !round.Plan.Settled():
+		ready.Status, ready.Reason, ready.Message = "False", Progressing, round.Plan.Totals()
+		reconciling.Status, reconciling.Reason, reconciling.Message = "True", Progressing, ready.Message
+	case len(round.Unhealthy) > 0:
+		ready.Status, ready.Reason = "False", Unhealthy
+		ready.Message = fmt.Sprintf("%d objects do not work: %s", len(round.Unhealthy), round.Unhealthy[0].Error())
+	}
+	if round.Held != nil {
+		suspended.Status, suspended.Reason, suspended.Message = "True", round.Held.Code, round.Held.Error()
+	}
+	return []plan.Condition{ready, reconciling, stalled, suspended}
 }
 
 func firstLine(text string) string {

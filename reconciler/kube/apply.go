@@ -70,16 +70,14 @@ func (s *System) admit(ctx context.Context, id plan.ID, namespace string) error 
 	if s.parent.has(kindOf(id), namespace) || id == siteCRD {
 		return nil
 	}
-	next := &parent{maps.Clone(s.parent.kinds), maps.Clone(s.parent.namespaces), s.parent.verified}
-	next.kinds[kindOf(id)] = true
-	next.kinds[kindOf(siteCRD)] = true
-	if namespace != "" {
-		next.namespaces[namespace] = true
-	}
+	next := *s.parent
+	next.kinds, next.namespaces = maps.Clone(next.kinds), maps.Clone(next.namespaces)
+	next.add(id, namespace)
+	next.add(siteCRD, "")
 	if err := next.write(ctx, s.dynamic, s.site); err != nil {
 		return err
 	}
-	s.parent = next
+	s.parent = &next
 	return nil
 }
 
@@ -104,7 +102,7 @@ func (s *System) update(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 	version := seen.version
 	for {
 		err := s.write(ctx, mapping, c, want, seen.uid, version)
-		if f, ok := err.(*plan.Fault); !ok || f.Code != Stale {
+		if f, ok := err.(*plan.Fault); !ok || f.Code != plan.Stale {
 			return err
 		}
 		// Status changes move the version too: only what we compare counts.
@@ -128,7 +126,7 @@ func withoutRecord(spec map[string]any) map[string]any {
 }
 
 func stale(id plan.ID, cause string) *plan.Fault {
-	return &plan.Fault{Code: Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
+	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
 }
 
 // write applies an object and waits until what needs it can go on. A uid and a
@@ -179,7 +177,7 @@ func (s *System) correct(c plan.Change, want *draft) {
 
 // migrated reports whether migrate changed the object before it was applied.
 func (l *live) migrated() bool {
-	return l.record.fields == "" && slices.ContainsFunc(l.entries, func(e metav1.ManagedFieldsEntry) bool {
+	return l.fields == "" && slices.ContainsFunc(l.entries, func(e metav1.ManagedFieldsEntry) bool {
 		return e.Operation == metav1.ManagedFieldsOperationUpdate && e.Manager == clientSideApply
 	})
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
@@ -49,11 +48,13 @@ type parent struct {
 	kinds      map[schema.GroupKind]bool // that we may have objects of
 	namespaces map[string]bool           // that we may have objects in
 	verified   map[string]string         // epoch by kind in which all of it was proved, see System.epoch
+	status     plan.SiteStatus
+	suspension *Suspension // nil while changes may be made
 }
 
 // readParent reads the Site object. A cluster without one gives an empty parent.
 func readParent(ctx context.Context, client dynamic.Interface, site string) (*parent, error) {
-	p := &parent{map[schema.GroupKind]bool{}, map[string]bool{}, map[string]string{}}
+	p := &parent{kinds: map[schema.GroupKind]bool{}, namespaces: map[string]bool{}, verified: map[string]string{}}
 	live, err := client.Resource(sitesResource()).Get(ctx, site, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return p, nil
@@ -67,13 +68,23 @@ func readParent(ctx context.Context, client dynamic.Interface, site string) (*pa
 	for _, namespace := range split(live.GetAnnotations()[applySetSpace]) {
 		p.namespaces[namespace] = true
 	}
-	verified, _, _ := unstructured.NestedStringMap(live.Object, "status", "verified")
-	maps.Copy(p.verified, verified)
+	if p.status, p.suspension, err = decodeStatus(live); err != nil {
+		return nil, err
+	}
+	maps.Copy(p.verified, p.status.Verified)
 	return p, nil
 }
 
 func split(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' })
+}
+
+// add lists the kind and the namespace of an object.
+func (p *parent) add(id plan.ID, namespace string) {
+	p.kinds[kindOf(id)] = true
+	if namespace != "" {
+		p.namespaces[namespace] = true
+	}
 }
 
 // has reports whether the parent already lists a kind and a namespace.

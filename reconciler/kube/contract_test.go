@@ -92,7 +92,7 @@ spec: {masters: 1}
 func site(t *testing.T, commit, text string, confirm ...string) *plan.Site {
 	t.Helper()
 	s := &plan.Site{Name: "school", Commit: commit, Objects: plan.State{}}
-	s.Spec.Confirm = confirm
+	s.Spec.Confirm = append(confirm, "objects/CustomResourceDefinition.apiextensions.k8s.io/printers.example.org")
 	for _, document := range strings.Split(siteCRD+"\n---\n"+text, "\n---\n") {
 		var content map[string]any
 		if err := yaml.Unmarshal([]byte(document), &content); err != nil {

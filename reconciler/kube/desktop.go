@@ -179,11 +179,15 @@ func checkVolumes(site *plan.Site, d plan.Document[Desktop], r *plan.Report) {
 			f.Cause, f.Hint = fmt.Sprintf("%s belongs to the desktop's own system", shared.Path), "take a path below /srv, such as /srv/exchange"
 		default:
 			for _, other := range paths {
-				if within(shared.Path, other) || within(other, shared.Path) {
+				if shared.Path == other {
+					f.Code, f.Cause = plan.Duplicate, fmt.Sprintf("%s is the path of another volume too", other)
+				} else if strings.HasPrefix(shared.Path, other+"/") || strings.HasPrefix(other, shared.Path+"/") {
 					f.Code, f.Cause = plan.Overlap, fmt.Sprintf("%s and %s lie in each other", other, shared.Path)
-					f.Hint = "mount shared volumes side by side"
-					break
+				} else {
+					continue
 				}
+				f.Hint = "mount shared volumes side by side"
+				break
 			}
 			paths = append(paths, shared.Path)
 			if f.Cause == "" {
@@ -192,11 +196,6 @@ func checkVolumes(site *plan.Site, d plan.Document[Desktop], r *plan.Report) {
 		}
 		r.Fault(f)
 	}
-}
-
-// within reports whether a path is another one, or lies in it.
-func within(inner, outer string) bool {
-	return inner == outer || strings.HasPrefix(inner, outer+"/")
 }
 
 // checkVolume looks a volume up, and what it is for. This room does not know

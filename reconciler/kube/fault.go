@@ -22,7 +22,6 @@ const (
 	Forbidden         plan.Code = "Forbidden"         // we lack a right
 	Denied            plan.Code = "Denied"            // an admission webhook or policy refuses it
 	Unavailable       plan.Code = "Unavailable"       // the server, or a webhook it calls, did not answer
-	Stale             plan.Code = "Stale"             // the live object is no longer what was planned for
 	Terminating       plan.Code = "Terminating"       // deleted, and not gone yet
 	OwnedByOther      plan.Code = "OwnedByOther"      // another tool owns it
 	Fight             plan.Code = "Fight"             // something undoes our corrections again and again
@@ -43,7 +42,7 @@ func fault(id plan.ID, err error) *plan.Fault {
 	case apierrors.IsUnauthorized(err):
 		f.Code, f.Hint = Forbidden, "the credentials of the kubeconfig are not accepted: renew them"
 	case apierrors.IsConflict(err):
-		f.Code, f.Hint = Stale, "the next round plans again"
+		f.Code, f.Hint = plan.Stale, "the next round plans again"
 	case apierrors.IsInternalError(err) && strings.Contains(err.Error(), "webhook"):
 		f.Code, f.Hint = Unavailable, "see why the webhook does not answer"
 	case apierrors.IsInternalError(err), apierrors.IsServiceUnavailable(err), apierrors.IsTooManyRequests(err),

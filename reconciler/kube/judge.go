@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
-	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 )
 
 // judge has the server say what an object would become.
@@ -61,10 +60,8 @@ func (s *System) judge(ctx context.Context, o plan.Object, have plan.State, thin
 		if f := s.fight(o.ID, seen); f != nil {
 			return o, f
 		}
-		if scaledElsewhere(seen.entries) {
+		if seen.scaled {
 			d = d.withoutReplicas()
-			o.Notes = append(o.Notes, &plan.Fault{Code: ScaledElsewhere, ID: o.ID, Field: "spec.replicas",
-				Cause: "an autoscaler holds it, and it is left alone", Hint: "take it out of the site repo"})
 		}
 	}
 	answer, err := s.patch(ctx, mapping, o.ID, d.with(unknownFields), true)
@@ -83,15 +80,18 @@ func (s *System) judge(ctx context.Context, o plan.Object, have plan.State, thin
 		return create(o, d), nil
 	}
 
-	fields := ownFields(answer.GetManagedFields())
+	// What others hold is what they still hold after our apply: the rest is drift.
+	after := newRecord(answer)
+	after.scaled = seen.scaled
+	o.Notes = notes(o, after)
+	fields := after.fields
 	record := d.hash + "." + fields
 	o.Identity, o.Spec, o.Handle = at.Identity, settle(answer), &draft{d, fields}
-	o.Notes = append(o.Notes, foreignNote(o.ID, seen.foreign)...)
 	if !reflect.DeepEqual(at.Spec, o.Spec) {
 		o.Why = why(o, d, seen, answer)
 		return o, nil
 	}
-	if seen.applied == record && seen.record.fields == fields {
+	if seen.applied == record && seen.fields == fields {
 		s.mu.Lock()
 		s.verdicts[o.ID] = verdict{seen.uid, d.hash, fields, s.epoch(kindOf(o.ID))}
 		s.mu.Unlock()
@@ -101,9 +101,9 @@ func (s *System) judge(ctx context.Context, o plan.Object, have plan.State, thin
 	// so that what git drops later is dropped in the cluster too.
 	o.Spec = annotated(o.Spec, record)
 	o.Why = "equal to git; the record of it is renewed"
-	if seen.record.fields == "" {
+	if seen.fields == "" {
 		o.Why = "equal to git, and not ours yet: it is adopted"
-	} else if seen.record.fields != fields {
+	} else if seen.fields != fields {
 		o.Why = "equal to git, but others took over fields of it: they are claimed back"
 	}
 	return o, nil
@@ -116,6 +116,7 @@ func (s *System) judgeUnserved(o plan.Object, d declared, things catalog, err er
 	}
 	definition, ok := things.kinds[o.ID.Kind]
 	if !ok {
+		s.outdated.Store(true) // another may bring the kind at any time
 		apiVersion, _ := o.Spec["apiVersion"].(string)
 		return o, &plan.Fault{Code: NoKind, ID: o.ID, Where: o.Origin,
 			Cause: fmt.Sprintf("the cluster serves no kind %s of %s", strings.Split(o.ID.Kind, ".")[0], apiVersion),
@@ -171,7 +172,7 @@ func annotated(spec map[string]any, record string) map[string]any {
 
 // why tells a new wish of git from drift in the cluster.
 func why(o plan.Object, d declared, seen *live, answer *unstructured.Unstructured) string {
-	if seen.record.fields == "" {
+	if seen.fields == "" {
 		return "not ours yet, and differs from " + o.Origin + ": it is adopted"
 	}
 	if hash, _, _ := strings.Cut(seen.applied, "."); hash != d.hash {
@@ -185,25 +186,10 @@ func why(o plan.Object, d declared, seen *live, answer *unstructured.Unstructure
 
 // takenBy names who holds fields now that are ours after an apply.
 func takenBy(now, after []metav1.ManagedFieldsEntry) string {
-	var own, before fieldpath.Set
-	for _, e := range after {
-		if isOurs(e) {
-			own.FromJSON(strings.NewReader(string(e.FieldsV1.Raw)))
-		}
-	}
-	for _, e := range now {
-		if isOurs(e) {
-			before.FromJSON(strings.NewReader(string(e.FieldsV1.Raw)))
-		}
-	}
-	lost := own.Difference(&before)
+	lost := ownSet(after).Difference(ownSet(now))
 	var names []string
 	for _, e := range now {
-		var theirs fieldpath.Set
-		if isOurs(e) || e.FieldsV1 == nil || theirs.FromJSON(strings.NewReader(string(e.FieldsV1.Raw))) != nil {
-			continue
-		}
-		if !lost.Intersection(&theirs).Empty() {
+		if !isOurs(e) && !lost.Intersection(fieldsOf(e)).Empty() {
 			names = append(names, e.Manager)
 		}
 	}
@@ -262,12 +248,17 @@ func (s *System) recent(id plan.ID) []time.Time {
 	return recent
 }
 
-func foreignNote(id plan.ID, foreign string) []*plan.Fault {
-	if foreign == "" {
-		return nil
+// notes are what people should know of an object, as it is and as git declares it.
+func notes(o plan.Object, r *record) (notes []*plan.Fault) {
+	if r.foreign != "" {
+		notes = append(notes, &plan.Fault{Code: ForeignFields, ID: o.ID, Cause: "others hold fields that git does not know: " + r.foreign,
+			Hint: "declare them in the site repo, or remove them by hand"})
 	}
-	return []*plan.Fault{{Code: ForeignFields, ID: id, Cause: "others hold fields that git does not know: " + foreign,
-		Hint: "declare them in the site repo, or remove them by hand"}}
+	if _, declared, _ := unstructured.NestedFieldNoCopy(o.Spec, "spec", "replicas"); declared && r.scaled {
+		notes = append(notes, &plan.Fault{Code: ScaledElsewhere, ID: o.ID, Field: "spec.replicas",
+			Cause: "an autoscaler holds it, and it is left alone", Hint: "take it out of the site repo"})
+	}
+	return notes
 }
 
 // patch applies an object on the server's side: for real, or as a trial.

@@ -15,7 +15,6 @@ const partOf = "applyset.kubernetes.io/part-of"
 
 // declared is an object as git declares it, made ready to be sent.
 type declared struct {
-	object   plan.Object
 	manifest map[string]any // with our label, without our annotation; secrets revealed
 	hash     string
 }
@@ -44,7 +43,7 @@ func declare(o plan.Object, applySet string) (declared, error) {
 			return declared{}, err
 		}
 	}
-	return declared{o, manifest, hashOf(manifest)}, nil
+	return declared{manifest, hashOf(manifest)}, nil
 }
 
 func stringDataToData(secret map[string]any) error {

@@ -45,7 +45,7 @@ func hashOf(manifest map[string]any) string {
 func ownFields(entries []metav1.ManagedFieldsEntry) string {
 	for _, e := range entries {
 		if isOurs(e) {
-			return digest(e.FieldsV1.Raw)
+			return digest(e.FieldsV1.GetRawBytes())
 		}
 	}
 	return ""
@@ -65,6 +65,7 @@ type record struct {
 	applied         string // our annotation
 	fields          string // our managedFields entry, as ownFields
 	foreign         string // who owns which other fields, for people; "" for nobody
+	scaled          bool   // an autoscaler holds the replica count
 	owned           bool   // a controller owns the object: it is not ours to delete
 	terminating     bool
 }
@@ -74,7 +75,7 @@ func newRecord(o metav1.Object) *record {
 	return &record{
 		namespace: o.GetNamespace(), name: o.GetName(), uid: o.GetUID(), version: o.GetResourceVersion(), generation: o.GetGeneration(),
 		applied: o.GetAnnotations()[appliedAnnotation], fields: ownFields(entries), foreign: foreign(entries),
-		owned: metav1.GetControllerOf(o) != nil, terminating: o.GetDeletionTimestamp() != nil,
+		scaled: scaledElsewhere(entries), owned: metav1.GetControllerOf(o) != nil, terminating: o.GetDeletionTimestamp() != nil,
 	}
 }
 
@@ -91,8 +92,8 @@ func (r *record) proves(hash string) bool {
 	return !r.terminating && r.fields != "" && r.applied == hash+"."+r.fields
 }
 
-// controllers write fields of their own into everybody's objects, and are not
-// worth a word.
+// isController reports whether a manager is a part of Kubernetes or of ours: they
+// write fields of their own into everybody's objects, and are not worth a word.
 func isController(manager string) bool {
 	switch manager {
 	case "kube-controller-manager", "kube-scheduler", "kubelet", "kube-apiserver", "cloud-controller-manager":
@@ -101,33 +102,35 @@ func isController(manager string) bool {
 	return strings.HasPrefix(manager, Manager)
 }
 
+// fieldsOf are the fields of a managedFields entry; none where it has none, or
+// cannot be read.
+func fieldsOf(e metav1.ManagedFieldsEntry) *fieldpath.Set {
+	set := &fieldpath.Set{}
+	if e.FieldsV1 == nil || set.FromJSON(e.FieldsV1.GetRawReader()) != nil {
+		return &fieldpath.Set{}
+	}
+	return set
+}
+
 // foreign names the fields that people or other tools hold beside ours:
 // "kubectl-edit: spec.paused". Neither a diff nor an apply ever touches them,
 // so that they have to be told.
 func foreign(entries []metav1.ManagedFieldsEntry) string {
-	var own fieldpath.Set
 	var others []string
+	var own *fieldpath.Set
 	for _, e := range entries {
-		if isOurs(e) {
-			if len(others) == 0 && len(entries) == 1 {
-				return ""
-			}
-			own.FromJSON(strings.NewReader(string(e.FieldsV1.Raw))) // unreadable: then all fields are told
-		}
-	}
-	for _, e := range entries {
-		if e.FieldsV1 == nil || e.Subresource != "" || isController(e.Manager) {
+		if e.Subresource != "" || isController(e.Manager) {
 			continue
 		}
-		var theirs fieldpath.Set
-		if theirs.FromJSON(strings.NewReader(string(e.FieldsV1.Raw))) != nil {
-			continue
+		if own == nil {
+			own = ownSet(entries) // rarely needed: most objects have no other manager
 		}
 		var fields []string
-		theirs.Difference(&own).Leaves().Iterate(func(p fieldpath.Path) {
-			fields = append(fields, strings.TrimPrefix(p.String(), "."))
+		fieldsOf(e).Difference(own).Leaves().Iterate(func(p fieldpath.Path) {
+			if field := strings.TrimPrefix(p.String(), "."); !strings.Contains(field, lastAppliedField) {
+				fields = append(fields, field)
+			}
 		})
-		fields = slices.DeleteFunc(fields, func(f string) bool { return strings.Contains(f, lastAppliedField) })
 		if len(fields) == 0 {
 			continue
 		}
@@ -138,6 +141,14 @@ func foreign(entries []metav1.ManagedFieldsEntry) string {
 		others = append(others, e.Manager+": "+strings.Join(fields, ", "))
 	}
 	return strings.Join(others, "; ")
+}
+
+// ownSet are the fields of our entry.
+func ownSet(entries []metav1.ManagedFieldsEntry) *fieldpath.Set {
+	if i := slices.IndexFunc(entries, isOurs); i >= 0 {
+		return fieldsOf(entries[i])
+	}
+	return &fieldpath.Set{}
 }
 
 // lastAppliedField is kubectl's own book-keeping.

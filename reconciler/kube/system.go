@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
@@ -50,16 +51,18 @@ type System struct {
 
 	site     string  // whose objects the members below are about
 	parent   *parent // as last read, and as written since
+	used     parent  // the kinds and namespaces that the last Observe met
 	version  string  // of the server
 	watchers map[schema.GroupVersionResource]*watcher
 	guards   map[schema.GroupVersionResource]*watcher // of what decides the epoch
 
 	examined map[plan.ID]examined
+	outdated atomic.Bool // what was discovered of the cluster's kinds
 
 	admission sync.Mutex // one writer of the parent at a time
 
 	mu          sync.Mutex
-	declared    map[plan.ID]declared    // of the last site, to hash each object once
+	hashes      map[plan.ID]hashed      // of the last site
 	verdicts    map[plan.ID]verdict     // of dry-runs, for what carries no record of ours
 	corrections map[plan.ID][]time.Time // within the last minute
 }
@@ -90,7 +93,7 @@ func New(ctx context.Context, o Options) (*System, error) {
 	s := &System{
 		Options: o, ctx: ctx,
 		watchers: map[schema.GroupVersionResource]*watcher{}, guards: map[schema.GroupVersionResource]*watcher{},
-		declared: map[plan.ID]declared{}, verdicts: map[plan.ID]verdict{}, corrections: map[plan.ID][]time.Time{},
+		hashes: map[plan.ID]hashed{}, verdicts: map[plan.ID]verdict{}, corrections: map[plan.ID][]time.Time{},
 	}
 	d, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
@@ -112,13 +115,9 @@ func (s *System) Name() string { return plan.Objects }
 
 // live is the Handle of an observed object.
 type live struct {
-	proven  bool // in sync by its record; Spec is then the site's own
-	uid     types.UID
-	version string
-	applied string
-	entries []metav1.ManagedFieldsEntry
-	foreign string
-	record  *record
+	*record
+	proven  bool                        // in sync by its record; Spec is then the site's own
+	entries []metav1.ManagedFieldsEntry // of one that is not proven
 }
 
 // draft is the Handle of a wanted object: what is sent to make it so.
@@ -167,9 +166,14 @@ func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, erro
 	have := plan.State{}
 	var faults []*plan.Fault
 	var unread []plan.ID
+	used := parent{kinds: map[schema.GroupKind]bool{}, namespaces: map[string]bool{}}
+	for id := range wanted {
+		used.add(id, namespaceOf(wanted[id].Spec))
+	}
 	for kind, read := range reads {
 		records, err := read.watcher.list(ctx)
 		if err != nil {
+			used.kinds[kind] = true // who knows
 			for _, id := range byKind[kind] {
 				f := fault(id, err)
 				f.Code, f.Cause = KindUnreadable, "list "+read.mapping.Resource.Resource+": "+f.Cause
@@ -182,6 +186,7 @@ func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, erro
 		for key, r := range records {
 			id := plan.ID{System: plan.Objects, Kind: kind.String(), Name: key}
 			seen[id] = true
+			used.add(id, r.namespace)
 			o, ok := wanted[id]
 			switch {
 			case r.terminating:
@@ -190,7 +195,7 @@ func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, erro
 			case !ok && r.owned:
 				// A controller made it and copied our label: it goes with its owner.
 			case ok && s.proved(id, r, s.hash(o), epoch):
-				o.Handle = &live{proven: true, record: r, foreign: r.foreign}
+				o.Handle = &live{record: r, proven: true}
 				o.Identity = string(r.uid)
 				have.Add(o)
 			default:
@@ -203,15 +208,18 @@ func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, erro
 			}
 		}
 	}
+	for kind := range s.parent.kinds {
+		if _, served := reads[kind]; !served {
+			used.kinds[kind] = true // it may be served again, with objects of ours
+		}
+	}
+	s.used = used
 	found, more := s.read(ctx, unread)
 	maps.Copy(have, found)
 	faults = append(faults, more...)
 	things := newCatalog(have)
 	for id, o := range have {
-		if !o.Handle.(*live).proven {
-			o.Needs = things.needs(id, namespaceOf(o.Spec))
-			have[id] = o
-		}
+		have[id] = things.arrange(o)
 	}
 	return have, plan.Join(faults)
 }
@@ -230,7 +238,7 @@ func (s *System) begin(ctx context.Context, site *plan.Site) error {
 	if err != nil {
 		return fmt.Errorf("ask the cluster for its version: %w", err)
 	}
-	if version.GitVersion != s.version {
+	if s.outdated.Swap(false) || version.GitVersion != s.version {
 		s.version = version.GitVersion
 		s.mapper.Reset()
 	}
@@ -252,7 +260,10 @@ func (s *System) begin(ctx context.Context, site *plan.Site) error {
 		if err != nil {
 			return fmt.Errorf("discover %s: %w", kind, err)
 		}
-		s.watch(s.guards, mapping.Resource, "", func(_, _ *record) { s.Notify() })
+		s.watch(s.guards, mapping.Resource, "", func(_, _ *record) {
+			s.outdated.Store(true)
+			s.Notify()
+		})
 	}
 	for gvr, w := range s.guards {
 		if _, err := w.list(ctx); err != nil {
@@ -261,9 +272,9 @@ func (s *System) begin(ctx context.Context, site *plan.Site) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id := range s.declared {
+	for id := range s.hashes {
 		if _, ok := site.Objects[id]; !ok {
-			delete(s.declared, id)
+			delete(s.hashes, id)
 			delete(s.verdicts, id)
 		}
 	}
@@ -323,33 +334,34 @@ func (s *System) watch(all map[schema.GroupVersionResource]*watcher, gvr schema.
 // status and heartbeats do not.
 func (s *System) drifted(old, new *record) {
 	if old != nil && new != nil && old.applied == new.applied && old.fields == new.fields &&
-		old.foreign == new.foreign && old.terminating == new.terminating {
+		old.foreign == new.foreign && old.scaled == new.scaled && old.terminating == new.terminating {
 		return
 	}
 	s.Notify()
 }
 
-// hash is the hash of an object as it would be sent, made once.
+// hash is the hash of an object as it would be sent. It is made once, and what
+// would be sent is not kept: of thousands of objects hardly any will be.
 func (s *System) hash(o plan.Object) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known, ok := s.hashes[o.ID]; ok && sameMap(known.spec, o.Spec) {
+		return known.hash
+	}
 	d, err := s.declare(o)
 	if err != nil {
 		return "" // proves nothing; Desire says why
 	}
+	s.hashes[o.ID] = hashed{o.Spec, d.hash}
 	return d.hash
 }
 
-func (s *System) declare(o plan.Object) (declared, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d, ok := s.declared[o.ID]; ok && sameMap(d.object.Spec, o.Spec) {
-		d.object = o
-		return d, nil
-	}
-	d, err := declare(o, applySetOf(s.site))
-	if err == nil {
-		s.declared[o.ID] = d
-	}
-	return d, err
+func (s *System) declare(o plan.Object) (declared, error) { return declare(o, applySetOf(s.site)) }
+
+// hashed is the hash of an object that a site declares.
+type hashed struct {
+	spec map[string]any
+	hash string
 }
 
 // sameMap reports whether two maps are one and the same: what a site declares
@@ -389,16 +401,8 @@ func (s *System) read(ctx context.Context, ids []plan.ID) (plan.State, []*plan.F
 }
 
 func observed(id plan.ID, object *unstructured.Unstructured) plan.Object {
-	entries := object.GetManagedFields()
-	o := plan.Object{
-		ID: id, Spec: settle(object), Identity: string(object.GetUID()), Rank: rank(id),
-		Handle: &live{
-			uid: object.GetUID(), version: object.GetResourceVersion(), applied: object.GetAnnotations()[appliedAnnotation],
-			entries: entries, foreign: foreign(entries), record: newRecord(object),
-		},
-	}
-	o.Precious = precious(id, o.Spec)
-	return o
+	return plan.Object{ID: id, Spec: settle(object), Identity: string(object.GetUID()),
+		Handle: &live{record: newRecord(object), entries: object.GetManagedFields()}}
 }
 
 // each runs one function for many IDs at once and collects what they give.
@@ -452,7 +456,8 @@ func nameOf(id plan.ID) string {
 }
 
 func namespaceOf(spec map[string]any) string {
-	namespace, _, _ := unstructured.NestedString(spec, "metadata", "namespace")
+	metadata, _ := spec["metadata"].(map[string]any)
+	namespace, _ := metadata["namespace"].(string)
 	return namespace
 }
 
@@ -463,13 +468,11 @@ func (s *System) Desire(ctx context.Context, site *plan.Site, have plan.State) (
 	things := newCatalog(wanted)
 	faulty := map[string]bool{}
 	want, faults := s.each(ctx, wanted.IDs(), func(id plan.ID) (*plan.Object, *plan.Fault) {
-		o := wanted[id]
-		o.Rank, o.Precious = rank(id), precious(id, o.Spec)
-		o.Needs = append(slices.Clone(o.Needs), things.needs(id, namespaceOf(o.Spec))...)
+		o := things.arrange(wanted[id])
 		var f *plan.Fault
 		if at, ok := have[id]; ok && at.Handle.(*live).proven {
 			o.Identity, o.Handle = at.Identity, nil
-			o.Notes = append(o.Notes, foreignNote(id, at.Handle.(*live).foreign)...)
+			o.Notes = notes(o, at.Handle.(*live).record)
 		} else if o, f = s.judge(ctx, o, have, things); f != nil {
 			return nil, f
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 // Decode reads the spec of a site document into a T and refuses fields that T
-// does not have. Secrets of the document stay Secrets where T says so.
+// does not have; what could be read comes beside the error. Secrets of the document stay Secrets where T says so.
 //
 // Nil and empty stay apart: a list that the document leaves out is nil, and one
 // that it empties is not.
@@ -30,8 +30,7 @@ func Decode[T any](o Object) (T, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&into); err != nil {
-		var zero T
-		return zero, errors.New(strings.TrimPrefix(err.Error(), "json: "))
+		return into, errors.New(strings.TrimPrefix(err.Error(), "json: "))
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return into, errors.New("more than one document")

@@ -14,6 +14,10 @@ import (
 // reasons of Kubernetes conditions.
 type Code string
 
+// Stale is the code with which a system refuses a change, because the live
+// object is no longer what the change was planned for. Planning again helps.
+const Stale Code = "Stale"
+
 // Fault is one thing that is wrong, or that holds something back, said so that
 // a person can act on it. It is an error; several are joined by go-multierror.
 type Fault struct {

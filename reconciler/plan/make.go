@@ -203,26 +203,39 @@ func (m *maker) keep(id ID, reason *Fault) {
 	delete(m.changes, id)
 }
 
-// keepNeeded withholds deletions of what something that stays still needs: the
-// namespace of a claim whose own deletion is withheld, for one.
+// keepNeeded withholds deletions of what something still needs when the plan is
+// done: the namespace of a claim whose own deletion is withheld, for one.
 func (m *maker) keepNeeded() {
-	for again := true; again; {
+	deletes := slices.ContainsFunc(m.ids(), m.isDelete)
+	for again := deletes; again; {
 		again = false
-		for _, part := range m.parts {
-			for _, id := range part.Have.IDs() {
-				if m.isDelete(id) {
-					continue
-				}
-				for _, need := range part.Have[id].Needs {
-					if m.isDelete(need) {
-						m.keep(need, &Fault{Code: StillNeeded, Cause: fmt.Sprintf("%s stays and needs it", id)})
-						again = true
-					}
+		for _, o := range m.staying() {
+			for _, need := range o.Needs {
+				if m.isDelete(need) {
+					m.keep(need, &Fault{Code: StillNeeded, Cause: fmt.Sprintf("%s stays and needs it", o.ID)})
+					again = true
 				}
 			}
 		}
 	}
 	slices.SortFunc(m.plan.Withheld, func(a, b Withheld) int { return a.Change.ID.Compare(b.Change.ID) })
+}
+
+// staying are all objects as they are after the plan, in order.
+func (m *maker) staying() (objects []Object) {
+	for _, part := range m.parts {
+		for _, id := range part.Have.IDs() {
+			if _, changes := m.changes[id]; !changes {
+				objects = append(objects, part.Have[id])
+			}
+		}
+	}
+	for _, id := range m.ids() {
+		if want := m.changes[id].Want; want != nil {
+			objects = append(objects, *want)
+		}
+	}
+	return objects
 }
 
 func (m *maker) ids() []ID {

@@ -23,10 +23,10 @@ func (p *Plan) WriteMarkdown(w io.Writer, limit int) error {
 		doc.add(fmt.Sprintf("> **withheld**: %s `%s`: %s\n\n", h.Change.Action(), escape(h.Change.ID.String()), escape(h.Reason.Cause+hint(h.Reason))))
 	}
 	for _, f := range p.Waiting {
-		doc.add("> **waiting**: " + escape(f.Error()) + "\n\n")
+		doc.add(fmt.Sprintf("> **waiting**: %s [%s]\n\n", escape(f.Error()), f.Code))
 	}
 	for _, f := range p.Notes {
-		doc.add("> note: " + escape(f.Error()) + "\n\n")
+		doc.add(fmt.Sprintf("> note: %s [%s]\n\n", escape(f.Error()), f.Code))
 	}
 	if len(p.Changes) > 0 {
 		doc.add("| | object | why |\n|---|---|---|\n")
@@ -40,9 +40,10 @@ func (p *Plan) WriteMarkdown(w io.Writer, limit int) error {
 	doc.add("\n")
 	diffs := 0
 	for _, c := range p.Changes {
-		fence := fenceFor(c.UnifiedDiff())
+		diff := c.UnifiedDiff()
+		fence := fenceFor(diff)
 		if doc.add(fmt.Sprintf("<details><summary>%s <code>%s</code></summary>\n\n%sdiff\n%s%s\n</details>\n\n",
-			c.Action(), escape(c.ID.String()), fence, printableLines(c.UnifiedDiff()), fence)) {
+			c.Action(), escape(c.ID.String()), fence, printableLines(diff), fence)) {
 			diffs++
 		}
 	}

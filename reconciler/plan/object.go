@@ -31,13 +31,23 @@ type ID struct {
 
 // String is the form that people write in Site.spec.confirm:
 // "objects/Deployment.apps/wiki/web".
-func (id ID) String() string { return id.System + "/" + id.Kind + "/" + id.Name }
+// The ID of a whole system is the system's name.
+func (id ID) String() string {
+	if id.Kind == "" {
+		return id.System
+	}
+	return id.System + "/" + id.Kind + "/" + id.Name
+}
 
 // MarshalText makes an ID a string in JSON, as a value and as a key.
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // UnmarshalText is the inverse of MarshalText.
 func (id *ID) UnmarshalText(text []byte) (err error) {
+	if !strings.Contains(string(text), "/") {
+		*id = ID{System: string(text)}
+		return nil
+	}
 	*id, err = ParseID(string(text))
 	return err
 }

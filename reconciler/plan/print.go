@@ -17,13 +17,11 @@ func (a Action) sign() string {
 
 // Short is a commit as people read it.
 func Short(commit string) string {
-	if name, rest, ok := strings.Cut(commit, "-"); ok && len(rest) > 12 {
-		return name + "-" + rest[:12]
+	name, hash, ok := strings.Cut(commit, "-") // "dir-HASH" of a plain folder
+	if !ok {
+		return commit[:min(12, len(commit))]
 	}
-	if len(commit) > 12 {
-		return commit[:12]
-	}
-	return commit
+	return name + "-" + hash[:min(12, len(hash))]
 }
 
 // header is the one line that stands for a change.

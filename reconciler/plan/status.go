@@ -13,11 +13,12 @@ type SiteStatus struct {
 	Commit CommitStatus `json:"commit,omitzero"`
 	// Counts of the last round.
 	Counts Counts `json:"counts,omitzero"`
-	// Errors of the last round, the first hundred of them.
+	// Errors of the last round, the first twenty of them.
 	Errors []Fault `json:"errors,omitempty"`
 	// LastRound is when the last round ended.
 	LastRound time.Time `json:"lastRound,omitzero"`
-	// Verified is, by system, the commit that the system was last seen to equal.
+	// Verified is, by kind of Kubernetes objects, the epoch in which all of the
+	// kind was proved in sync; see package kube.
 	Verified map[string]string `json:"verified,omitempty"`
 	// Reconciler is the version of the daemon that wrote the status.
 	Reconciler string `json:"reconciler,omitempty"`
@@ -25,7 +26,7 @@ type SiteStatus struct {
 
 // CommitStatus is where a site is between two commits.
 type CommitStatus struct {
-	// Wanted is the newest commit that was found and is valid.
+	// Wanted is the newest commit that was found; it may be faulty.
 	Wanted string `json:"wanted,omitempty"`
 	// Reached is the last commit that the whole site equalled.
 	Reached string `json:"reached,omitempty"`

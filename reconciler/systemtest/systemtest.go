@@ -51,7 +51,7 @@ func Run(t *testing.T, w World) {
 	for _, site := range w.Sites {
 		t.Run("applied it is settled: "+site.Commit, func(t *testing.T) {
 			r := &reconciler.Reconciler{Systems: []reconciler.System{w.Open(t)}}
-			if round := r.Converge(ctx, site); !round.Settled() {
+			if round, _ := r.Converge(ctx, site); !round.Settled() {
 				t.Fatalf("not settled:\n%s", tell(round))
 			}
 			at := w.Snapshot(t)
@@ -76,7 +76,7 @@ func Run(t *testing.T, w World) {
 		if len(p.Changes) != 1 || p.Changes[0].ID != w.Meddled {
 			t.Fatalf("want one change, of %s:\n%s", w.Meddled, tell(reconciler.Round{Plan: p}))
 		}
-		if round := r.Converge(ctx, last); !round.Settled() {
+		if round, _ := r.Converge(ctx, last); !round.Settled() {
 			t.Fatalf("not settled:\n%s", tell(round))
 		}
 		if now := w.Snapshot(t); now != at {
@@ -101,7 +101,7 @@ func Run(t *testing.T, w World) {
 		if now := w.Snapshot(t); now != at {
 			t.Fatalf("undo did not undo:\nbefore:\n%s\nafter:\n%s", at, now)
 		}
-		if round := r.Converge(ctx, last); !round.Settled() {
+		if round, _ := r.Converge(ctx, last); !round.Settled() {
 			t.Fatalf("not settled when no longer refused:\n%s", tell(round))
 		}
 	})
@@ -121,7 +121,7 @@ func Run(t *testing.T, w World) {
 		if now := w.Snapshot(t); now != at {
 			t.Errorf("the world changed:\nbefore:\n%s\nafter:\n%s", at, now)
 		}
-		if round := r.Converge(ctx, last); !round.Settled() {
+		if round, _ := r.Converge(ctx, last); !round.Settled() {
 			t.Fatalf("not settled afterwards:\n%s", tell(round))
 		}
 	})

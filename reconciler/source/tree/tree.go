@@ -27,7 +27,8 @@ type File struct {
 	// folder and nowhere else.
 	Executable bool
 
-	// Read loads the content. Only a Regular file has one.
+	// Read loads the content. Only a Regular file has one. It may be called
+	// from several goroutines at once.
 	Read func() ([]byte, error)
 }
 

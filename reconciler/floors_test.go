@@ -1,0 +1,133 @@
+package reconciler
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/kingmaker-io/kingmaker"
+
+// mayImport is the house: which of our packages each package may import. A
+// package that is not in it has no place yet, and is a fault.
+var mayImport = map[string][]string{
+	// floor 3: wiring
+	"cmd/reconcile": {"..."},
+	"cmd/lab":       {"cmd/lab/..."},
+
+	// beside: what the lab is made of; it knows nothing of ours
+	"cmd/lab/controlplane": {},
+
+	// floor 2: the loop
+	"reconciler":            {"reconciler/plan"},
+	"reconciler/systemtest": {"reconciler", "reconciler/plan"},
+
+	// floor 1: rooms, which do not know each other
+	"reconciler/source":          {"reconciler/plan", "schema", "manifests", "reconciler/source/..."},
+	"reconciler/source/tree":     {},
+	"reconciler/source/git":      {"reconciler/plan", "reconciler/source/tree"},
+	"reconciler/source/render":   {"reconciler/plan", "reconciler/source/tree"},
+	"reconciler/source/validate": {"reconciler/plan", "schema"},
+	"reconciler/machine":         {"reconciler/plan"},
+	"reconciler/gluster":         {"reconciler/plan"},
+	"reconciler/kube":            {"reconciler/plan"},
+	"reconciler/ldap":            {"reconciler/plan"},
+
+	// floor 0: pure
+	"reconciler/plan":          {},
+	"reconciler/plan/plantest": {"reconciler/plan"},
+
+	// data
+	"manifests": {},
+	"schema":    {},
+	"examples":  {},
+}
+
+// pure are the packages of the standard library and others that plan must not
+// touch: files, network, clock and logger.
+var impure = []string{"os", "net", "net/http", "log", "io/fs", "path/filepath", "os/exec", "syscall"}
+
+// TestFloors parses every source file but tests, which may start the real
+// things of any floor.
+func TestFloors(t *testing.T) {
+	root := ".."
+	seen := map[string]bool{}
+	err := filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := entry.Name()
+		if entry.IsDir() {
+			nested := file != root && exists(filepath.Join(file, "go.mod"))
+			if nested || name == "testdata" || strings.HasPrefix(name, ".") && name != ".." {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(name, ".go") || strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		relative, _ := filepath.Rel(root, file)
+		dir := path.Dir(filepath.ToSlash(relative))
+		allowed, ok := mayImport[dir]
+		if !ok {
+			t.Errorf("%s: package %s has no place in the house", relative, dir)
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		seen[dir] = seen[dir] || parsed.Doc != nil
+		for _, spec := range parsed.Imports {
+			imported, _ := strconv.Unquote(spec.Path.Value)
+			if dir == "reconciler/plan" && slices.Contains(impure, imported) {
+				t.Errorf("%s: imports %s, and plan is pure", relative, imported)
+			}
+			ours, ok := strings.CutPrefix(imported, module+"/")
+			if ok && !slices.ContainsFunc(allowed, func(pattern string) bool { return matches(pattern, ours) }) {
+				t.Errorf("%s: imports %s, which is not below it", relative, ours)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, documented := range seen {
+		if !documented {
+			t.Errorf("%s has no package comment", dir)
+		}
+	}
+}
+
+func matches(pattern, name string) bool {
+	prefix, any := strings.CutSuffix(pattern, "...")
+	return name == pattern || any && strings.HasPrefix(name, prefix)
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// TestTopLevel keeps the top of the tree as the house lists it.
+func TestTopLevel(t *testing.T) {
+	entries, err := os.ReadDir("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := []string{"cmd", "reconciler", "manifests", "examples", "schema", "go.mod", "go.sum", "Makefile", "README.md", "LICENSE"}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), ".") && !slices.Contains(known, entry.Name()) {
+			t.Errorf("%s does not belong at the top level", entry.Name())
+		}
+	}
+}

@@ -1,0 +1,12 @@
+package gluster_test
+
+import (
+	"testing"
+
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan/plantest"
+)
+
+func TestValidate(t *testing.T) {
+	plantest.Golden(t, "testdata/validate.txt", gluster.Validate)
+}

@@ -1,0 +1,196 @@
+package schema_test
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"github.com/invopop/jsonschema"
+	"sigs.k8s.io/yaml"
+
+	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+)
+
+// crd is what differs between the CRDs of the site kinds that are applied as
+// Kubernetes objects.
+type crd struct {
+	kind, plural, short string
+	spec, status        any
+	labels              map[string]any
+	columns             []column
+}
+
+// column is one that kubectl get prints.
+type column struct {
+	Name        string `json:"name"`
+	Type        string `json:"type"`
+	JSONPath    string `json:"jsonPath"`
+	Description string `json:"description"`
+	Priority    int    `json:"priority,omitempty"` // above 0: only with -o wide
+}
+
+func crds() []crd {
+	age := column{Name: "Age", Type: "date", JSONPath: ".metadata.creationTimestamp", Description: "When the object was created"}
+	return []crd{
+		{kind: "Site", plural: "sites", short: "km", spec: plan.SiteSpec{}, status: plan.SiteStatus{},
+			// The Site is the parent of the ApplySet, and kubectl apply --prune
+			// takes only kinds for parents that say that they are one.
+			labels: map[string]any{"applyset.kubernetes.io/is-parent-type": "true"},
+			columns: []column{
+				{Name: "Masters", Type: "integer", JSONPath: ".spec.masters", Description: "Masters that are wanted"},
+				{Name: "Commit", Type: "string", JSONPath: ".status.commit.short", Description: "Commit that the whole site last equalled"},
+				{Name: "Ready", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].status`, Description: "True when the site equals the wanted commit and works"},
+				{Name: "Suspended", Type: "string", JSONPath: `.status.conditions[?(@.type=="Suspended")].status`, Description: "True while nothing is changed"},
+				{Name: "Message", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].message`, Description: "What keeps the site from being ready", Priority: 1},
+				age,
+			}},
+		{kind: "Desktop", plural: "desktops", short: "dt", spec: kube.Desktop{},
+			columns: []column{
+				{Name: "Image", Type: "string", JSONPath: ".spec.image", Description: "Image of the container"},
+				{Name: "Default", Type: "boolean", JSONPath: ".spec.default", Description: "Whether users get it without choosing"},
+				{Name: "IdleAfter", Type: "string", JSONPath: ".spec.idleAfter", Description: "How long nobody touches it before it stops"},
+				age,
+			}},
+	}
+}
+
+func TestCRDsCurrent(t *testing.T) {
+	r := newReflector(t)
+	for _, c := range crds() {
+		text, err := yaml.Marshal(c.object(t, r))
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := "# Generated from the Go types by go test ./schema -update. Do not edit.\n"
+		current(t, "../manifests/base/crd-"+c.plural+".yaml", append([]byte(head), text...))
+	}
+}
+
+func (c crd) object(t *testing.T, r *jsonschema.Reflector) map[string]any {
+	properties := map[string]any{
+		"apiVersion": map[string]any{"type": "string"},
+		"kind":       map[string]any{"type": "string"},
+		"metadata":   map[string]any{"type": "object"},
+		"spec":       structural(t, r, c.spec),
+	}
+	version := map[string]any{
+		"name": "v1alpha1", "served": true, "storage": true,
+		"additionalPrinterColumns": c.columns,
+	}
+	if c.status != nil {
+		properties["status"] = structural(t, r, c.status)
+		version["subresources"] = map[string]any{"status": map[string]any{}}
+	}
+	schema := map[string]any{
+		"type": "object", "properties": properties,
+		"description": properties["spec"].(map[string]any)["description"],
+	}
+	if c.status == nil {
+		schema["required"] = []string{"spec"}
+	} // a Site, which has one, begins as the record of what belongs to it, before its spec is applied
+	version["schema"] = map[string]any{"openAPIV3Schema": schema}
+	metadata := map[string]any{"name": c.plural + "." + plan.Group}
+	if c.labels != nil {
+		metadata["labels"] = c.labels
+	}
+	return map[string]any{
+		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": metadata,
+		"spec": map[string]any{
+			"group": plan.Group, "scope": "Cluster", "versions": []any{version},
+			"names": map[string]any{
+				"kind": c.kind, "listKind": c.kind + "List", "plural": c.plural, "singular": c.plural[:len(c.plural)-1],
+				"shortNames": []string{c.short}, "categories": []string{"kingmaker"},
+			},
+		},
+	}
+}
+
+// structural is the schema of a type in the form that an API server takes: what
+// it does not know is taken out, or said in its words.
+func structural(t *testing.T, r *jsonschema.Reflector, of any) map[string]any {
+	t.Helper()
+	s := r.Reflect(of)
+	s.Version, s.Definitions = "", nil
+	var tree map[string]any
+	if err := json.Unmarshal(indent(t, s), &tree); err != nil {
+		t.Fatal(err)
+	}
+	convert(tree)
+	return tree
+}
+
+func convert(s map[string]any) {
+	// A default would be stored with the object, and absent would be as good as
+	// written; the rest is for editors.
+	for _, keyword := range []string{"default", "examples", "writeOnly", "title"} {
+		delete(s, keyword)
+	}
+	if s["format"] == "hostname" { // known to editors only
+		delete(s, "format")
+	}
+	if s["additionalProperties"] == false { // what is not listed is pruned, or refused with fieldValidation=Strict
+		delete(s, "additionalProperties")
+	}
+	if s["uniqueItems"] == true {
+		delete(s, "uniqueItems")
+		s["x-kubernetes-list-type"] = "set"
+	}
+	if key, ok := s["x-kubernetes-list-map-keys"].(string); ok {
+		s["x-kubernetes-list-map-keys"] = []any{key}
+	}
+	if _, several := s["type"].([]any); several { // a Quantity
+		for _, keyword := range []string{"type", "pattern", "minimum"} {
+			delete(s, keyword)
+		}
+		s["x-kubernetes-int-or-string"] = true
+	}
+	if properties, ok := s["properties"].(map[string]any); ok {
+		for _, p := range properties {
+			convert(p.(map[string]any))
+		}
+	}
+	for _, keyword := range []string{"items", "additionalProperties"} {
+		if sub, ok := s[keyword].(map[string]any); ok {
+			convert(sub)
+		}
+	}
+}
+
+// TestCRDsStructural holds the CRDs against what an API server asks of them, as
+// far as that can be said without one: each node has a type, and no keyword that
+// it refuses.
+func TestCRDsStructural(t *testing.T) {
+	known := []string{"type", "description", "properties", "required", "items", "additionalProperties", "enum", "pattern", "minimum", "maximum",
+		"minLength", "maxLength", "format", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string"}
+	var walk func(at string, s map[string]any)
+	walk = func(at string, s map[string]any) {
+		if s["type"] == nil && s["x-kubernetes-int-or-string"] == nil {
+			t.Errorf("%s has no type", at)
+		}
+		if s["properties"] != nil && s["additionalProperties"] != nil {
+			t.Errorf("%s has properties and additionalProperties", at)
+		}
+		for keyword := range s {
+			if !slices.Contains(known, keyword) {
+				t.Errorf("%s has %s", at, keyword)
+			}
+		}
+		properties, _ := s["properties"].(map[string]any)
+		for name, p := range properties {
+			walk(at+"."+name, p.(map[string]any))
+		}
+		for _, keyword := range []string{"items", "additionalProperties"} {
+			if sub, ok := s[keyword].(map[string]any); ok {
+				walk(at+"."+keyword, sub)
+			}
+		}
+	}
+	r := newReflector(t)
+	for _, c := range crds() {
+		walk(c.kind+".spec", structural(t, r, c.spec))
+		if c.status != nil {
+			walk(c.kind+".status", structural(t, r, c.status))
+		}
+	}
+}
