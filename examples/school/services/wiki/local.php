@@ -1,0 +1,6 @@
+<?php
+// Settings that the wiki's own admin page cannot change.
+$conf['title'] = 'Mill Lane School';
+$conf['lang'] = 'de';
+$conf['license'] = 'cc-by-sa';
+$conf['disableactions'] = 'register';

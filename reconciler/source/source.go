@@ -1,0 +1,341 @@
+// Package source turns a commit of a site repo into a plan.Site: whole, valid,
+// and with the built-in manifests in it.
+//
+//	git       a commit's file tree, from a server, a repository or a folder
+//	tree      that file tree, read-only
+//	render    units of the tree -> documents, in a sandbox
+//	validate  documents against the schemas of their kinds
+//
+// All that is wrong with a commit is found in one run, each fault with the file
+// and line that it is about. A commit with a fault gives no site.
+package source
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/render"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/tree"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/validate"
+	"sigs.k8s.io/yaml"
+)
+
+// Codes of what is wrong with a site as a whole.
+const (
+	PathNotFound plan.Code = "PathNotFound" // --path names no folder
+	NoSite       plan.Code = "NoSite"       // there is no Site document
+	ManySites    plan.Code = "ManySites"    // there is more than one
+	NoDocument   plan.Code = "NoDocument"   // something that is no Kubernetes object
+)
+
+// Repository is where commits come from: a git.Repository, which says what the
+// methods promise.
+type Repository interface {
+	Head(ctx context.Context) (commit string, err error)
+	LastGood() (commit string, ok bool)
+	Tree(ctx context.Context, commit string) (*tree.Dir, error)
+	Watch(ctx context.Context) (<-chan struct{}, error)
+	Close() error
+}
+
+// Rules are what a room says of the documents that it owns, and of what they
+// refer to.
+type Rules func(*plan.Site) (faults, warnings []*plan.Fault)
+
+// Options of a Source. Repository, Renderer and Platform are required.
+type Options struct {
+	Repository Repository
+	Renderer   *render.Renderer
+
+	// Path is the folder of the site in the repository. Default its root. What
+	// the folder refers to may be anywhere in the repository.
+	Path string
+
+	// Platform holds the built-in manifests, in a folder "base".
+	Platform fs.FS
+
+	// Include adds to a document what lies beside it in files of its own, and
+	// says where it found each part, by field; see ldap.Include.
+	Include func(document map[string]any, origin string, read func(file string) ([]byte, error)) (places map[string]string, faults []*plan.Fault)
+
+	// Rules of the rooms.
+	Rules []Rules
+
+	// Warn is told once for each commit of what is doubtful. Nil is nobody.
+	Warn func([]*plan.Fault)
+}
+
+// Source reads sites. It is a reconciler.Source.
+type Source struct {
+	Options
+	validator *validate.Validator
+	platform  *tree.Dir
+}
+
+// New makes a Source, without reading anything of the repository yet.
+func New(o Options) (*Source, error) {
+	validator, err := validate.New()
+	if err != nil {
+		return nil, err
+	}
+	platform, err := tree.FromFS(o.Platform)
+	if err != nil {
+		return nil, fmt.Errorf("read the built-in manifests: %w", err)
+	}
+	if o.Warn == nil {
+		o.Warn = func([]*plan.Fault) {}
+	}
+	return &Source{o, validator, platform}, nil
+}
+
+// Head is the newest commit of the repository. Where the repository cannot be
+// asked, it is the last one that was fetched, beside the error.
+func (s *Source) Head(ctx context.Context) (string, error) {
+	commit, err := s.Repository.Head(ctx)
+	if err != nil {
+		commit, _ = s.Repository.LastGood()
+	}
+	return commit, err
+}
+
+// Close gives the repository up.
+func (s *Source) Close() error { return s.Repository.Close() }
+
+// Watch tells when the repository may have changed; a nil channel where it has
+// to be polled.
+func (s *Source) Watch(ctx context.Context) (<-chan struct{}, error) { return s.Repository.Watch(ctx) }
+
+// Site is the site as of a commit that Head returned.
+func (s *Source) Site(ctx context.Context, commit string) (*plan.Site, error) {
+	root, err := s.Repository.Tree(ctx, commit)
+	if err != nil {
+		return nil, err
+	}
+	units, err := s.units(root)
+	if err != nil {
+		return nil, err
+	}
+	documents, err := s.Renderer.Render(ctx, units)
+	faults, err := plan.Split(err)
+	if err != nil {
+		return nil, err
+	}
+	r := &reading{Source: s, root: root, faults: faults, places: map[plan.ID]map[string]string{},
+		site: &plan.Site{Commit: commit, Objects: make(plan.State, len(documents))}}
+	r.add(documents, "")
+	whole := !slices.ContainsFunc(faults, func(f *plan.Fault) bool { return f.ID.Kind == "" })
+	if !whole || !r.findSite() {
+		return nil, r.error() // what refers to the missing part would be called a fault too
+	}
+	if err := r.addPlatform(ctx); err != nil {
+		return nil, err
+	}
+	warnings := render.Warnings(documents)
+	r.check(func(site *plan.Site) (faults, warnings []*plan.Fault) { return site.Validate() }, &warnings)
+	for _, rules := range s.Rules {
+		r.check(rules, &warnings)
+	}
+	if len(r.faults) > 0 {
+		return nil, r.error()
+	}
+	s.Warn(r.placed(warnings))
+	return r.site, nil
+}
+
+// units are those of the site's folder.
+func (s *Source) units(root *tree.Dir) ([]render.Unit, error) {
+	at := root.Sub(s.Path)
+	if at == nil {
+		return nil, &plan.Fault{Code: PathNotFound, Cause: "the repository has no folder " + s.Path, Hint: "correct --path"}
+	}
+	units := render.Units(at)
+	for i := range units {
+		units[i].Root, units[i].Path = root, path.Join(s.Path, units[i].Path)
+	}
+	return units, nil
+}
+
+// reading is the making of one site.
+type reading struct {
+	*Source
+	root   *tree.Dir
+	site   *plan.Site
+	faults []*plan.Fault
+	places map[plan.ID]map[string]string // where parts of an object stand that came from another file
+}
+
+// add takes rendered documents into the site. Origin stands before the path of
+// each document's file.
+func (r *reading) add(documents []render.Document, origin string) {
+	for _, d := range documents {
+		id, err := plan.Identify(d.Content)
+		if err != nil {
+			r.faults = append(r.faults, &plan.Fault{Code: NoDocument, Where: origin + d.Origin, Cause: err.Error()})
+			continue
+		}
+		o := plan.Object{ID: id, Spec: d.Content, Origin: origin + d.Origin}
+		if other, twice := r.site.Objects[id]; twice {
+			r.faults = append(r.faults, &plan.Fault{Code: plan.Duplicate, ID: id, Where: r.locate(o, ""),
+				Cause: "it is declared in " + other.Origin + " too", Hint: "keep one of them"})
+			continue
+		}
+		r.include(&o)
+		r.faults = plan.MergeFaults(r.faults, r.validator.Structure(id, o.Spec))
+		r.site.Objects.Add(o)
+	}
+}
+
+// include adds what lies beside a document in files of its own.
+func (r *reading) include(o *plan.Object) {
+	if r.Include == nil || o.ID.System != plan.Directory {
+		return
+	}
+	private := copyTree(o.Spec)
+	places, faults := r.Include(private, o.Origin, func(file string) ([]byte, error) {
+		f := r.root.File(file)
+		if f == nil || f.Kind != tree.Regular {
+			return nil, fmt.Errorf("%s: there is no such file", file)
+		}
+		return f.Read()
+	})
+	o.Spec, r.places[o.ID] = private, places
+	r.faults = append(r.faults, faults...)
+}
+
+// copyTree is a deep copy of a document; Secrets stay Secrets.
+func copyTree(document map[string]any) map[string]any {
+	private := make(map[string]any, len(document))
+	for key, value := range document {
+		switch v := value.(type) {
+		case map[string]any:
+			value = copyTree(v)
+		case []any:
+			list := make([]any, len(v))
+			for i, item := range v {
+				if list[i] = item; isMap(item) {
+					list[i] = copyTree(item.(map[string]any))
+				}
+			}
+			value = list
+		}
+		private[key] = value
+	}
+	return private
+}
+
+func isMap(value any) bool {
+	_, ok := value.(map[string]any)
+	return ok
+}
+
+// findSite takes the one Site document in, and reports whether there is one.
+func (r *reading) findSite() bool {
+	kind := "Site." + plan.Group
+	var found []plan.Object
+	for _, id := range r.site.Objects.IDs() {
+		if id.Kind == kind {
+			found = append(found, r.site.Objects[id])
+		}
+	}
+	if len(found) != 1 {
+		f := &plan.Fault{Code: NoSite, Where: "site.yaml", Cause: "there is no document of kind Site",
+			Hint: "a site repo has exactly one; --path names the folder where it is not at the root"}
+		if len(found) > 1 {
+			f.Code, f.Where = ManySites, r.locate(found[1], "")
+			f.Cause, f.Hint = "there is more than one Site: "+found[0].Origin+" has one too", "keep one of them"
+		}
+		r.faults = append(r.faults, f)
+		return false
+	}
+	r.site.Name = found[0].ID.Name
+	spec, err := plan.Decode[plan.SiteSpec](found[0])
+	if err != nil && len(r.faults) == 0 {
+		r.faults = append(r.faults, &plan.Fault{Code: plan.Unreadable, ID: found[0].ID, Field: "spec", Cause: err.Error()})
+	}
+	r.site.Spec = spec
+	return true
+}
+
+// builtIn stands before the paths of the built-in manifests.
+const builtIn = "built-in "
+
+// addPlatform renders the built-in manifests, with the site's patches to them.
+func (r *reading) addPlatform(ctx context.Context) error {
+	kustomization, err := yaml.Marshal(map[string]any{
+		"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+		"resources": []string{"base"}, "patches": r.site.Spec.Platform.Patches,
+	})
+	if err != nil {
+		return fmt.Errorf("patch the built-in manifests: %w", err)
+	}
+	top := &tree.Dir{Dirs: r.platform.Dirs, Files: map[string]*tree.File{"kustomization.yaml": {
+		Hash: tree.HashBlob(kustomization), Size: int64(len(kustomization)),
+		Read: func() ([]byte, error) { return bytes.Clone(kustomization), nil },
+	}}}
+	documents, err := r.Renderer.Render(ctx, []render.Unit{{Name: "platform", Root: top.Seal()}})
+	if faults, rest := plan.Split(err); rest != nil {
+		return rest
+	} else if len(faults) > 0 {
+		for _, f := range faults {
+			f.Where = r.siteFile() + ": spec.platform.patches: " + f.Where
+		}
+		return plan.Join(faults)
+	}
+	r.add(documents, builtIn)
+	return nil
+}
+
+func (r *reading) siteFile() string {
+	return r.site.Objects[plan.ID{System: plan.Objects, Kind: "Site." + plan.Group, Name: r.site.Name}].Origin
+}
+
+// check asks one set of rules.
+func (r *reading) check(rules Rules, warnings *[]*plan.Fault) {
+	faults, more := rules(r.site)
+	r.faults = plan.MergeFaults(r.faults, faults)
+	*warnings = append(*warnings, more...)
+}
+
+// error is all faults, each with its place, in the order of reading.
+func (r *reading) error() error {
+	return plan.Join(r.placed(r.faults))
+}
+
+func (r *reading) placed(faults []*plan.Fault) []*plan.Fault {
+	locator := render.NewLocator(r.root)
+	for _, f := range faults {
+		if f.Where == "" {
+			f.Where = r.locateWith(locator, r.site.Objects[f.ID], f.Field)
+		}
+	}
+	plan.SortFaults(faults)
+	return faults
+}
+
+func (r *reading) locate(o plan.Object, field string) string {
+	return r.locateWith(render.NewLocator(r.root), o, field)
+}
+
+func (r *reading) locateWith(l *render.Locator, o plan.Object, field string) string {
+	for at := field; at != ""; at = parent(at) {
+		if place := r.places[o.ID][at]; place != "" {
+			return place
+		}
+	}
+	if strings.HasPrefix(o.Origin, builtIn) || o.Origin == "" {
+		return o.Origin
+	}
+	kind, _, _ := strings.Cut(o.ID.Kind, ".")
+	return l.Locate(o.Origin, kind, path.Base(o.ID.Name), field)
+}
+
+// parent is the path of the field that holds a field, "" at the top.
+func parent(field string) string {
+	return field[:max(0, strings.LastIndexAny(field, ".["))]
+}
