@@ -1,5 +1,6 @@
 // Lab runs parts of a site on this computer, to try kingmaker and to test it.
 //
+//	lab demo                     the main job, from nothing, in two minutes
 //	lab controlplane             a Kubernetes control plane, until interrupted
 //	lab controlplane -- CMD ...  the same, for as long as CMD runs
 //
@@ -34,6 +35,8 @@ type verb struct {
 
 func verbs() []verb {
 	return []verb{
+		{"demo", "", "show the main job from nothing: a control plane, a site repo, a push, and what comes of it", runDemo},
+		{"bench", "[flags]", "measure what the issues ask for, beside kubectl, and print a table", runBench},
 		{"controlplane", "[flags] [-- CMD ARGS...]", "run a Kubernetes control plane until interrupted, or for as long as CMD runs", runControlPlane},
 	}
 }

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/kingmaker-io/kingmaker/reconciler"
+	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+)
+
+// dryRun makes a plan and prints it.
+func dryRun(ctx context.Context, f *flags, s streams) error {
+	print, err := printer(f.output, s)
+	if err != nil {
+		return err
+	}
+	site, err := readSite(ctx, f, s, "")
+	if err != nil {
+		return err
+	}
+	var systems []reconciler.System
+	switch {
+	case f.offline:
+		systems = recordedSystems(plan.State{})
+	case f.against != "":
+		before, err := readSite(ctx, f, s, f.against)
+		if err != nil {
+			return err
+		}
+		systems = recordedSystems(before.Objects)
+	default:
+		objects, err := openCluster(ctx, f, s, nil)
+		if err != nil {
+			return err
+		}
+		systems = allSystems(objects)
+		noteUnmanaged(s.err, site)
+	}
+	p, err := (&reconciler.Reconciler{Systems: systems}).Plan(ctx, site)
+	if err != nil {
+		return err
+	}
+	if err := print(p); err != nil {
+		return err
+	}
+	if err := unread(p); err != nil {
+		return err
+	}
+	if !p.Settled() {
+		return code(exitPending)
+	}
+	return nil
+}
+
+// unread is the error of a plan in which a whole system is missing.
+func unread(p *plan.Plan) error {
+	for _, waits := range p.Waiting {
+		if waits.Code == reconciler.Unread || waits.Code == reconciler.Panicked {
+			return fmt.Errorf("%s could not be compared: %s; %s", waits.ID.System, waits.Cause, seeCluster)
+		}
+	}
+	return nil
+}
+
+// seeCluster is what to do where the cluster does not answer.
+const seeCluster = "see whether the cluster answers kubectl, and name its kubeconfig with --kubeconfig"
+
+// printer is the way of printing that --output names.
+func printer(output string, s streams) (func(*plan.Plan) error, error) {
+	switch output {
+	case "diff":
+		return func(p *plan.Plan) error { return p.WriteDiff(s.out, s.outTerminal) }, nil
+	case "summary":
+		return func(p *plan.Plan) error { return p.WriteSummary(s.out, s.outTerminal) }, nil
+	case "json":
+		return func(p *plan.Plan) error { return p.WriteJSON(s.out) }, nil
+	case "markdown":
+		return func(p *plan.Plan) error { return p.WriteMarkdown(s.out, 0) }, nil
+	}
+	return nil, fmt.Errorf("--output %s: there is no such form; want diff, summary, json or markdown", output)
+}
+
+// recordedSystems stand in for a real site of which all that is known is what it
+// should have: nothing for --offline, the render of another revision for
+// --against.
+func recordedSystems(have plan.State) (systems []reconciler.System) {
+	for _, name := range []string{plan.Machines, plan.Volumes, plan.Objects, plan.Directory} {
+		systems = append(systems, recorded{name, have})
+	}
+	return systems
+}
+
+type recorded struct {
+	name string
+	have plan.State
+}
+
+func (r recorded) Name() string { return r.name }
+
+func (r recorded) Observe(context.Context, *plan.Site) (plan.State, error) {
+	return r.arrange(r.have), nil
+}
+
+func (r recorded) Desire(_ context.Context, site *plan.Site, _ plan.State) (plan.State, error) {
+	return r.arrange(site.Objects), nil
+}
+
+func (r recorded) arrange(state plan.State) plan.State {
+	if r.name == plan.Objects {
+		return kube.Arrange(state.Of(r.name))
+	}
+	return state.Of(r.name)
+}
+
+func (r recorded) Apply(context.Context, plan.Change) error {
+	return errors.New("what was recorded cannot be changed")
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/go-logr/logr"
+	"github.com/kingmaker-io/kingmaker/manifests"
+	"github.com/kingmaker-io/kingmaker/reconciler"
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
+	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/ldap"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/source"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/git"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/render"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+)
+
+// allSystems are the systems of a site in the order of building.
+func allSystems(objects *kube.System) []reconciler.System {
+	return []reconciler.System{
+		// Machines, volumes and the directory have kinds that are read and
+		// validated, and no system yet.
+		objects, // last but for the people: nothing runs before there are machines and volumes to run on
+	}
+}
+
+// noteUnmanaged says what of a site nobody carries out yet, so that a settled
+// plan is not taken for more than it is.
+func noteUnmanaged(w io.Writer, site *plan.Site) {
+	machines, volumes, people := len(site.Objects.Of(plan.Machines)), len(site.Objects.Of(plan.Volumes)), len(site.Objects.Of(plan.Directory))
+	if machines+volumes+people > 0 {
+		fmt.Fprintf(w, "reconcile: note: the site's %d machines, %d volumes and %d documents of people are valid; this version does not carry them out yet\n",
+			machines, volumes, people)
+	}
+}
+
+// openSource is the site repo of the command line. A revision, where there is
+// one, stands in for the branch.
+func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.Source, error) {
+	if f.repo == "" {
+		return nil, errors.New("--repo is missing: say where the site repo is, a URL or a folder")
+	}
+	if f.path != "" && !filepath.IsLocal(f.path) {
+		return nil, fmt.Errorf("--path %s: it leads out of the site repo: name a folder in it", f.path)
+	}
+	var credentials git.Credentials
+	if f.credentials != "" {
+		var err error
+		if credentials, err = git.LoadCredentials(f.credentials); err != nil {
+			return nil, err
+		}
+	}
+	cache := f.cache
+	if cache == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("find a place for what is fetched: %w; name one with --cache", err)
+		}
+		cache = filepath.Join(user, "kingmaker", "git")
+	}
+	repository, err := git.Open(git.Options{
+		URL: f.repo, Branch: f.branch, Revision: revision, Cache: cache, Credentials: credentials,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return source.New(source.Options{
+		Repository: repository,
+		Renderer:   render.New(render.Options{}),
+		Path:       f.path,
+		Platform:   manifests.Files(),
+		Include:    ldap.Include,
+		Rules:      []source.Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate},
+		Warn:       warn,
+	})
+}
+
+// readSite is the newest site of the repo, or the one as of a revision.
+func readSite(ctx context.Context, f *flags, s streams, revision string) (*plan.Site, error) {
+	src, err := openSource(f, revision, warner(s.err))
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close()
+	commit, err := src.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return src.Site(ctx, commit)
+}
+
+// warner prints warnings as tell prints errors.
+func warner(w io.Writer) func([]*plan.Fault) {
+	return func(warnings []*plan.Fault) {
+		for _, f := range warnings {
+			fmt.Fprintf(w, "reconcile: warning: %s [%s]\n", f, f.Code)
+		}
+	}
+}
+
+// openCluster is the system of Kubernetes objects of the cluster that kubectl
+// would talk to. Notify is told of drift.
+func openCluster(ctx context.Context, f *flags, s streams, notify func()) (*kube.System, error) {
+	config, err := clusterConfig(f)
+	if err != nil {
+		return nil, err
+	}
+	log, err := newLog(f, s)
+	if err != nil {
+		return nil, err
+	}
+	return openClusterWith(ctx, config, log, notify)
+}
+
+func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger, notify func()) (*kube.System, error) {
+	return kube.New(ctx, kube.Options{Config: config, Notify: notify, Log: log})
+}
+
+func clusterConfig(f *flags) (*rest.Config, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = f.kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if clientcmd.IsEmptyConfig(err) {
+		err = errors.New("there is none")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the kubeconfig: %w; name one with --kubeconfig or KUBECONFIG, or plan with --offline", err)
+	}
+	config.UserAgent = "kingmaker-reconcile/" + version()
+	return config, nil
+}
+
+// newLog is the log of the process. client-go writes into it too.
+func newLog(f *flags, s streams) (*slog.Logger, error) {
+	var handler slog.Handler
+	switch f.logFormat {
+	case "text":
+		handler = slog.NewTextHandler(s.err, nil)
+	case "json":
+		handler = slog.NewJSONHandler(s.err, nil)
+	default:
+		return nil, fmt.Errorf("--log-format %s: there is no such form; want text or json", f.logFormat)
+	}
+	klog.SetLogger(logr.FromSlogHandler(quiet{handler}))
+	return slog.New(handler), nil
+}
+
+// quiet lets through what client-go says only where it is an error that nobody
+// returns to us; the failing of a watch is told by the plan.
+type quiet struct{ slog.Handler }
+
+func (quiet) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError+4 }
+
+// Handle asks again, for logr does not ask for errors.
+func (q quiet) Handle(ctx context.Context, r slog.Record) error {
+	if !q.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return q.Handler.Handle(ctx, r)
+}
+
+func (q quiet) WithAttrs(attrs []slog.Attr) slog.Handler { return quiet{q.Handler.WithAttrs(attrs)} }
+func (q quiet) WithGroup(name string) slog.Handler       { return quiet{q.Handler.WithGroup(name)} }
+
+// hold says why nothing may be changed: a commit or a person suspended it.
+func hold(objects *kube.System) func(context.Context, *plan.Site) *plan.Fault {
+	return func(_ context.Context, site *plan.Site) *plan.Fault {
+		if suspend := site.Spec.Suspend; suspend != nil {
+			return &plan.Fault{Code: reconciler.Suspended, Cause: "the site repo suspends the site: " + suspend.Reason,
+				Hint: "take spec.suspend out of the Site to go on"}
+		}
+		if _, s := objects.LastStatus(); s != nil {
+			return &plan.Fault{Code: reconciler.Suspended,
+				Cause: fmt.Sprintf("suspended by %s since %s: %s", s.By, s.Since.Format("2006-01-02 15:04 MST"), s.Reason),
+				Hint:  "reconcile resume lets it go on"}
+		}
+		return nil
+	}
+}
