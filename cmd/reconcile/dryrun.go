@@ -38,7 +38,9 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 		systems = allSystems(objects)
 		noteUnmanaged(s.err, site)
 	}
+	s.doing("comparing %d documents with the site", len(site.Objects))
 	p, err := (&reconciler.Reconciler{Systems: systems}).Plan(ctx, site)
+	s.done()
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,19 @@ func terminal(f *os.File) bool {
 	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }
 
+// doing shows on a terminal what takes its time; done takes it away again.
+func (s streams) doing(format string, args ...any) {
+	if s.errTerminal {
+		fmt.Fprintf(s.err, "\r\x1b[K"+format+" …", args...)
+	}
+}
+
+func (s streams) done() {
+	if s.errTerminal {
+		fmt.Fprint(s.err, "\r\x1b[K")
+	}
+}
+
 // code is an error that is told by an exit code alone.
 type code int
 

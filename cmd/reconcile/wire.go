@@ -92,10 +92,13 @@ func readSite(ctx context.Context, f *flags, s streams, revision string) (*plan.
 		return nil, err
 	}
 	defer src.Close()
+	defer s.done()
+	s.doing("looking at %s", f.repo)
 	commit, err := src.Head(ctx)
 	if err != nil {
 		return nil, err
 	}
+	s.doing("rendering commit %s", plan.Short(commit))
 	return src.Site(ctx, commit)
 }
 
