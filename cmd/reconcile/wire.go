@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/kingmaker-io/kingmaker/manifests"
@@ -126,7 +127,7 @@ func openCluster(ctx context.Context, f *flags, s streams, notify func()) (*kube
 }
 
 func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger, notify func()) (*kube.System, error) {
-	return kube.New(ctx, kube.Options{Config: config, Notify: notify, Log: log})
+	return kube.New(ctx, kube.Options{Config: config, Notify: notify, Recheck: time.Hour, Log: log})
 }
 
 func clusterConfig(f *flags) (*rest.Config, error) {

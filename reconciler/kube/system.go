@@ -35,6 +35,10 @@ type Options struct {
 	// the cluster changed so that equality has to be proved again. Nil is nobody.
 	Notify func()
 
+	// Recheck is how long proofs hold at most in this process: what decides an
+	// admission can change without a trace. Zero is for ever.
+	Recheck time.Duration
+
 	Log     *slog.Logger     // nil is silent
 	Now     func() time.Time // nil is time.Now
 	Workers int              // requests under way at once; default 8
@@ -49,10 +53,11 @@ type System struct {
 	dynamic   dynamic.Interface
 	metadata  metadata.Interface
 
-	site     string  // whose objects the members below are about
-	parent   *parent // as last read, and as written since
-	used     parent  // the kinds and namespaces that the last Observe met
-	version  string  // of the server
+	site     string    // whose objects the members below are about
+	parent   *parent   // as last read, and as written since
+	used     parent    // the kinds and namespaces that the last Observe met
+	version  string    // of the server
+	proving  time.Time // since when proofs count, see Options.Recheck
 	watchers map[schema.GroupVersionResource]*watcher
 	guards   map[schema.GroupVersionResource]*watcher // of what decides the epoch
 
@@ -91,7 +96,7 @@ func New(ctx context.Context, o Options) (*System, error) {
 		o.Workers = 8
 	}
 	s := &System{
-		Options: o, ctx: ctx,
+		Options: o, ctx: ctx, proving: o.Now(),
 		watchers: map[schema.GroupVersionResource]*watcher{}, guards: map[schema.GroupVersionResource]*watcher{},
 		hashes: map[plan.ID]hashed{}, verdicts: map[plan.ID]verdict{}, corrections: map[plan.ID][]time.Time{},
 	}
@@ -250,6 +255,11 @@ func (s *System) begin(ctx context.Context, site *plan.Site) error {
 		maps.Copy(remembered.verified, s.parent.verified)
 	}
 	s.mu.Lock()
+	if now := s.Now(); s.Recheck > 0 && now.Sub(s.proving) > s.Recheck {
+		s.proving = now
+		clear(remembered.verified)
+		clear(s.verdicts)
+	}
 	s.parent = remembered
 	s.mu.Unlock()
 	for _, kind := range guardKinds() {
