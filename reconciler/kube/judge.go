@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -154,20 +153,6 @@ func replace(o plan.Object, d declared, at plan.Object, fields []string) plan.Ob
 	o.Identity, o.Handle = "", &draft{d, unknownFields}
 	o.Why = "cannot be changed in place: " + strings.Join(fields, ", ")
 	return o
-}
-
-func annotated(spec map[string]any, record string) map[string]any {
-	spec = maps.Clone(spec)
-	metadata := maps.Clone(spec["metadata"].(map[string]any))
-	annotations, _ := metadata["annotations"].(map[string]any)
-	annotations = maps.Clone(annotations)
-	if annotations == nil {
-		annotations = map[string]any{}
-	}
-	annotations[appliedAnnotation] = record
-	metadata["annotations"] = annotations
-	spec["metadata"] = metadata
-	return spec
 }
 
 // why tells a new wish of git from drift in the cluster.

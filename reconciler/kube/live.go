@@ -68,20 +68,25 @@ func stringDataToData(secret map[string]any) error {
 	return nil
 }
 
-// with is a copy of the manifest that carries our record. The parts that are
-// not copied are shared and must not be changed.
+// with is a copy of the manifest that carries our record.
 func (d declared) with(fields string) *unstructured.Unstructured {
-	manifest := maps.Clone(d.manifest)
-	metadata := maps.Clone(manifest["metadata"].(map[string]any))
+	return &unstructured.Unstructured{Object: annotated(d.manifest, d.hash+"."+fields)}
+}
+
+// annotated is a copy of an object that carries our record. The parts that are
+// not copied are shared and must not be changed.
+func annotated(object map[string]any, record string) map[string]any {
+	object = maps.Clone(object)
+	metadata := maps.Clone(object["metadata"].(map[string]any))
 	annotations, _ := metadata["annotations"].(map[string]any)
 	annotations = maps.Clone(annotations)
 	if annotations == nil {
 		annotations = map[string]any{}
 	}
-	annotations[appliedAnnotation] = d.hash + "." + fields
+	annotations[appliedAnnotation] = record
 	metadata["annotations"] = annotations
-	manifest["metadata"] = metadata
-	return &unstructured.Unstructured{Object: manifest}
+	object["metadata"] = metadata
+	return object
 }
 
 // withoutReplicas leaves the replica count to whoever scales the object.
