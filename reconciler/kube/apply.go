@@ -114,15 +114,18 @@ func (s *System) update(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 			return fault(c.ID, err)
 		case newRecord(now).proves(want.hash):
 			return nil // applied before
-		case now.GetUID() != seen.uid || now.GetResourceVersion() == version || !reflect.DeepEqual(settle(now), withoutRecord(c.Have.Spec)):
+		case changedSince(c, now, version):
 			return stale(c.ID, "it changed since it was planned")
 		}
 		version = now.GetResourceVersion()
 	}
 }
 
-func withoutRecord(spec map[string]any) map[string]any {
-	return settle(&unstructured.Unstructured{Object: spec})
+// changedSince reports whether an object, after a conflict at a version, is no
+// longer what the change was planned for.
+func changedSince(c plan.Change, now *unstructured.Unstructured, version string) bool {
+	planned := settle(&unstructured.Unstructured{Object: c.Have.Spec}) // without our record, if it is shown
+	return now.GetUID() != c.Have.Handle.(*live).uid || now.GetResourceVersion() == version || !reflect.DeepEqual(settle(now), planned)
 }
 
 func stale(id plan.ID, cause string) *plan.Fault {
@@ -268,7 +271,7 @@ func (s *System) delete(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 			return nil
 		case err != nil:
 			return fault(c.ID, err)
-		case now.GetUID() != seen.uid || now.GetResourceVersion() == version || !reflect.DeepEqual(settle(now), withoutRecord(c.Have.Spec)):
+		case changedSince(c, now, version):
 			return stale(c.ID, "it changed since it was planned")
 		}
 		version = now.GetResourceVersion()
