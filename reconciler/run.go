@@ -122,7 +122,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		if r.Observer != nil {
 			r.Observer(ctx, round)
 		}
-		if failures++; round.Err == nil {
+		// What does not work may be about to: look again soon, and then less and
+		// less often.
+		if failures++; round.Err == nil && len(round.Unhealthy) == 0 {
 			failures = 0
 		}
 		if round.Applied > 0 && round.Err == nil {
@@ -228,8 +230,8 @@ func text(err error) string {
 }
 
 // pause is the time to the next round: the interval, varied by a tenth so that
-// many sites do not ask one server at one moment; less after a failure, first
-// 2 s, doubled each time.
+// many sites do not ask one server at one moment; less after a failure, and
+// while something does not work: first 2 s, doubled each time.
 func (r *Reconciler) pause(failures int) time.Duration {
 	pause := or(r.Interval, time.Minute)
 	if failures > 0 {

@@ -43,9 +43,7 @@ func newWatcher(ctx context.Context, client metadata.Interface, gvr schema.Group
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.LabelSelector = selector
 			events, err := client.Resource(gvr).Watch(ctx, o)
-			if err != nil {
-				w.failed(err)
-			}
+			w.failed(err) // nil: the way is there again, and nobody lists anew
 			return events, err
 		},
 	}
