@@ -20,25 +20,39 @@ const module = "github.com/kingmaker-io/kingmaker"
 var mayImport = map[string][]string{
 	// floor 3: wiring
 	"cmd/reconcile": {"..."},
+	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/..."},
 	"cmd/lab":       {"cmd/lab/..."},
 
 	// beside: what the lab is made of; it knows nothing of ours
-	"cmd/lab/controlplane": {},
+	"cmd/lab/lock":         {},
+	"cmd/lab/here":         {},
+	"cmd/lab/build":        {"cmd/lab/here", "cmd/lab/lock"},
+	"cmd/lab/controlplane": {"cmd/lab/build", "cmd/lab/lock"},
+	"cmd/lab/bundle":       {"cmd/lab/build", "cmd/lab/here", "cmd/lab/lock", "reconciler/machine/host"}, // of host only the list of packages
+	"cmd/lab/room":         {"cmd/lab/here", "cmd/lab/lock"},
+	"cmd/lab/room/site":    {"cmd/lab/room"},
+	"cmd/lab/gitserver":    {},
+	"cmd/lab/e2e/probe":    {},
 
 	// floor 2: the loop
 	"reconciler":            {"reconciler/plan"},
 	"reconciler/systemtest": {"reconciler", "reconciler/plan"},
 
 	// floor 1: rooms, which do not know each other
-	"reconciler/source":          {"reconciler/plan", "schema", "manifests", "reconciler/source/..."},
-	"reconciler/source/tree":     {},
-	"reconciler/source/git":      {"reconciler/plan", "reconciler/source/tree"},
-	"reconciler/source/render":   {"reconciler/plan", "reconciler/source/tree"},
-	"reconciler/source/validate": {"reconciler/plan", "schema"},
-	"reconciler/machine":         {"reconciler/plan"},
-	"reconciler/gluster":         {"reconciler/plan"},
-	"reconciler/kube":            {"reconciler/plan"},
-	"reconciler/ldap":            {"reconciler/plan"},
+	"reconciler/source":                {"reconciler/plan", "schema", "manifests", "reconciler/source/..."},
+	"reconciler/source/tree":           {},
+	"reconciler/source/git":            {"reconciler/plan", "reconciler/source/tree"},
+	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree"},
+	"reconciler/source/validate":       {"reconciler/plan", "schema"},
+	"reconciler/machine":               {"reconciler/plan"},
+	"reconciler/machine/roles":         {"reconciler/plan"}, // pure: who becomes a master
+	"reconciler/machine/host":          {},
+	"reconciler/machine/host/hosttest": {"reconciler/machine/host"},
+	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},
+	"reconciler/machine/agent":         {"reconciler/plan", "reconciler/machine", "reconciler/machine/host", "reconciler/machine/member"},
+	"reconciler/gluster":               {"reconciler/plan"},
+	"reconciler/kube":                  {"reconciler/plan"},
+	"reconciler/ldap":                  {"reconciler/plan"},
 
 	// floor 0: pure
 	"reconciler/plan":          {},
@@ -124,7 +138,8 @@ func TestTopLevel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := []string{"cmd", "reconciler", "manifests", "examples", "schema", "go.mod", "go.sum", "Makefile", "README.md", "LICENSE"}
+	known := []string{"cmd", "reconciler", "manifests", "examples", "schema", "go.mod", "go.sum", "Makefile", "README.md", "LICENSE",
+		"dist"} // what make bundle writes, which git ignores
 	for _, entry := range entries {
 		if !strings.HasPrefix(entry.Name(), ".") && !slices.Contains(known, entry.Name()) {
 			t.Errorf("%s does not belong at the top level", entry.Name())

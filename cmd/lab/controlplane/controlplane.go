@@ -13,7 +13,7 @@
 // the service "kubernetes", which nobody could reach. Without controllers no
 // service accounts are made, so that Pods are refused altogether.
 //
-// The programs are built from Go modules (see Build), for neither an image
+// The programs are built from Go modules (see package build), for neither an image
 // registry nor a release server need answer where tests run. envtest of
 // controller-runtime, the obvious choice, downloads its programs, has no scheduler
 // and controller manager, and looks for free ports in a way that loses races.
@@ -36,6 +36,9 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/kingmaker-io/kingmaker/cmd/lab/build"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/lock"
 )
 
 // Options say how a plane differs from the smallest one. The zero value is etcd
@@ -59,7 +62,8 @@ type Options struct {
 	// ExtraAPIServerArgs go to the end of kube-apiserver's command line.
 	ExtraAPIServerArgs []string
 
-	// Bin is a folder with the programs. Empty means the one that Build gives.
+	// Bin is a folder with the programs. Empty means the one that package
+	// build gives.
 	Bin string
 
 	// Progress is told what is being done. Nil means quiet.
@@ -108,7 +112,7 @@ func Start(ctx context.Context, o Options) (plane *Plane, err error) {
 		o.Progress = io.Discard
 	}
 	if o.Bin == "" {
-		if o.Bin, err = Build(ctx, o.Progress); err != nil {
+		if o.Bin, err = build.Programs(ctx, build.ControlPlane, o.Progress); err != nil {
 			return nil, err
 		}
 	}
@@ -290,7 +294,7 @@ func (p *Plane) makeDir() (err error) {
 	}
 	// The lock tells others that the folder is in use: a plane that wants the same,
 	// and sweep.
-	if p.lock, err = tryLock(filepath.Join(dir, "lock")); err != nil {
+	if p.lock, err = lock.Try(filepath.Join(dir, "lock")); err != nil {
 		return err
 	}
 	p.Kubeconfig = filepath.Join(dir, "kubeconfig")
@@ -317,9 +321,9 @@ func sweep() {
 		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || time.Since(info.ModTime()) < time.Minute {
 			continue
 		}
-		if lock, err := tryLock(filepath.Join(dir, "lock")); err == nil {
+		if held, err := lock.Try(filepath.Join(dir, "lock")); err == nil {
 			os.RemoveAll(dir)
-			lock.Close()
+			held.Close()
 		}
 	}
 }

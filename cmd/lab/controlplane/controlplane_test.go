@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kingmaker-io/kingmaker/cmd/lab/lock"
 )
 
 // doomed makes this test binary a program that starts a plane and waits for death.
@@ -251,8 +253,8 @@ func TestDirIsKept(t *testing.T) {
 	if second, err := Start(t.Context(), Options{Dir: dir}); err == nil {
 		second.Stop()
 		t.Error("two planes in one folder")
-	} else if !errors.Is(err, errLocked) {
-		t.Errorf("want %q, have %v", errLocked, err)
+	} else if !errors.Is(err, lock.ErrHeld) {
+		t.Errorf("want %q, have %v", lock.ErrHeld, err)
 	}
 	if err := p.Stop(); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
-// etcd for the lab's control plane, built from source. The main package of etcd
-// is the root of its server module.
-module github.com/kingmaker-io/kingmaker/cmd/lab/controlplane/etcd
+// etcd, which keeps the state of a control plane, built from source. The main
+// package of etcd is the root of its server module.
+module github.com/kingmaker-io/kingmaker/cmd/lab/build/etcd
 
 go 1.26.0
 
