@@ -214,3 +214,30 @@ func TestEditorLines(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestLab: the site of `lab up` knows the machines by what the lab gives them,
+// and asks for no image that is not in the bundle.
+func TestLab(t *testing.T) {
+	s := site(t, "lab")
+	circuits := map[string]bool{}
+	for _, m := range plan.Documents[machine.Machine](s, plan.Machines, "Machine", &plan.Report{}) {
+		if want := "02:4b:4d:00:00:" + strings.TrimPrefix(m.ID.Name, "pc-"); m.Spec.MAC != want {
+			t.Errorf("%s has the mac %s, want %s", m.ID.Name, m.Spec.MAC, want)
+		}
+		circuits[m.Spec.Circuit] = true
+	}
+	if n := count(s, "Machine"); n != 5 || len(circuits) != 3 {
+		t.Errorf("%d machines on circuits %v", n, circuits)
+	}
+	module := string(read(t, "../cmd/lab/build/coredns/go.mod"))
+	for _, line := range strings.Split(render(t, "lab"), "\n") {
+		image, ok := strings.CutPrefix(strings.TrimSpace(line), "image: ")
+		if !ok {
+			continue
+		}
+		version, ok := strings.CutPrefix(image, "kingmaker.dev/coredns:")
+		if !ok || !strings.Contains(module, "github.com/coredns/coredns "+version) {
+			t.Errorf("the bundle has no image %s", image)
+		}
+	}
+}

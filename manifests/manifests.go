@@ -2,7 +2,16 @@
 // site, as kustomize bases. The source renders them together with the site repo,
 // and Site.spec.platform.patches changes them as an overlay would.
 //
-//	base  the namespace kingmaker-system and the CRDs of the site kinds
+//	base             the namespace kingmaker-system and the CRDs of the site kinds
+//	network/host-gw  flannel, the network of the Pods, with routes
+//	network/vxlan    the same with tunnels
+//	reconciler       reconcile itself, in the cluster
+//	machines         what the agents of machines may do
+//
+// All but base are for clusters that noded made: Site.spec.kubernetes.managed.
+//
+// Images are named without a tag, as kingmaker.dev/NAME. They are never pulled:
+// each machine has them from the bundle. The source adds the tags.
 //
 // The CRDs are generated from the Go types: go test ./schema -update.
 package manifests
@@ -12,8 +21,17 @@ import (
 	"io/fs"
 )
 
-//go:embed base
+//go:embed base machines network reconciler
 var files embed.FS
 
 // Files are the bases, each a folder with a kustomization.yaml.
 func Files() fs.FS { return files }
+
+// Images are the tags of the images in the bases, by name. That of reconcile is
+// the version of whoever asks: it deploys itself.
+func Images(version string) map[string]string {
+	return map[string]string{
+		"kingmaker.dev/flannel":   "v0.28.4", // as cmd/lab/build/flannel has it; a test compares
+		"kingmaker.dev/reconcile": version,
+	}
+}

@@ -9,11 +9,12 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 )
 
-// crd is what differs between the CRDs of the site kinds that are applied as
-// Kubernetes objects.
+// crd is what differs between the CRDs of the site kinds that are objects in the
+// cluster too.
 type crd struct {
 	kind, plural, short string
 	spec, status        any
@@ -44,6 +45,20 @@ func crds() []crd {
 				{Name: "Suspended", Type: "string", JSONPath: `.status.conditions[?(@.type=="Suspended")].status`, Description: "True while nothing is changed"},
 				{Name: "Message", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].message`, Description: "What keeps the site from being ready", Priority: 1},
 				age,
+			}},
+		{kind: "Machine", plural: "machines", short: "mc", spec: machine.Assigned{}, status: machine.Status{},
+			columns: []column{
+				{Name: "Role", Type: "string", JSONPath: ".spec.role", Description: "master or worker; empty while it has not joined"},
+				{Name: "Ready", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].status`, Description: "True when the machine said last that it works"},
+				{Name: "Circuit", Type: "string", JSONPath: ".spec.circuit", Description: "What fails with it"},
+				{Name: "CPU", Type: "integer", JSONPath: ".status.inventory.cpu", Description: "Processors"},
+				{Name: "Memory", Type: "string", JSONPath: ".status.inventory.memory", Description: "Its size"},
+				{Name: "Phase", Type: "string", JSONPath: ".status.phase", Description: "Joining, Ready, NotReady or Leaving"},
+				{Name: "Seen", Type: "date", JSONPath: ".status.heartbeat", Description: "When it last reported"},
+				age,
+				{Name: "Address", Type: "string", JSONPath: ".status.inventory.address", Description: "By which the site reaches it", Priority: 1},
+				{Name: "Kubelet", Type: "string", JSONPath: ".status.inventory.versions.kubelet", Description: "Version of its kubelet", Priority: 1},
+				{Name: "Message", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].message`, Description: "What keeps it from being ready", Priority: 1},
 			}},
 		{kind: "Desktop", plural: "desktops", short: "dt", spec: kube.Desktop{},
 			columns: []column{

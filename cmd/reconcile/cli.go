@@ -85,6 +85,7 @@ Exit codes of --once: 0 converged, 1 changes remain or wait, 2 an error.`,
 		statusCommand(f, s),
 		suspendCommand(f, s),
 		resumeCommand(f, s),
+		tokenCommand(f, s),
 		versionCommand(s),
 	)
 	return root

@@ -43,11 +43,12 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 	config.Wrap(metrics.countRequests)
 
 	r := &reconciler.Reconciler{Source: src, Interval: f.interval, Log: log}
-	objects, err := openClusterWith(ctx, config, log, r.Nudge)
+	c, err := openClusterWith(ctx, config, log, r.Nudge)
 	if err != nil {
 		return err
 	}
-	r.Systems, r.Hold = allSystems(objects), hold(objects)
+	objects := c.objects
+	r.Systems, r.Hold = c.systems(), hold(objects)
 	r.Reached = func(ctx context.Context) string {
 		name, err := siteName(ctx, objects)
 		if err != nil {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/kingmaker-io/kingmaker/reconciler"
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
@@ -31,11 +33,11 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 		}
 		systems = recordedSystems(before.Objects)
 	default:
-		objects, err := openCluster(ctx, f, s, nil)
+		c, err := openCluster(ctx, f, s, nil)
 		if err != nil {
 			return err
 		}
-		systems = allSystems(objects)
+		systems = c.systems()
 		noteUnmanaged(s.err, site)
 	}
 	s.doing("comparing %d documents with the site", len(site.Objects))
@@ -56,14 +58,19 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 	return nil
 }
 
-// unread is the error of a plan in which a whole system is missing.
+// unread is the error of a plan in which whole systems are missing.
 func unread(p *plan.Plan) error {
+	var systems []string
+	var cause string // most often they have one
 	for _, waits := range p.Waiting {
 		if waits.Code == reconciler.Unread || waits.Code == reconciler.Panicked {
-			return fmt.Errorf("%s could not be compared: %s; %s", waits.ID.System, waits.Cause, seeCluster)
+			systems, cause = append(systems, waits.ID.System), cmp.Or(cause, waits.Cause)
 		}
 	}
-	return nil
+	if systems == nil {
+		return nil
+	}
+	return fmt.Errorf("%s could not be compared: %s; %s", strings.Join(systems, " and "), cause, seeCluster)
 }
 
 // seeCluster is what to do where the cluster does not answer.

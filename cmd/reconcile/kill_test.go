@@ -116,7 +116,7 @@ func killSite(t *testing.T, i int) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	files := map[string]string{
-		"site.yaml":             "apiVersion: kingmaker.dev/v1alpha1\nkind: Site\nmetadata: {name: killed}\nspec: {masters: 1, admission: open, deletes: {max: 50, share: 90%}}\n",
+		"site.yaml":             "apiVersion: kingmaker.dev/v1alpha1\nkind: Site\nmetadata: {name: killed}\nspec: {masters: 1, kubernetes: {managed: false}, admission: open, deletes: {max: 50, share: 90%}}\n",
 		"services/wiki/ns.yaml": "apiVersion: v1\nkind: Namespace\nmetadata: {name: wiki}\n",
 	}
 	for _, id := range strings.Fields(killNames(i)) {

@@ -17,14 +17,14 @@ func once(ctx context.Context, f *flags, s streams) error {
 	if err != nil {
 		return err
 	}
-	objects, err := openCluster(ctx, f, s, nil)
+	c, err := openCluster(ctx, f, s, nil)
 	if err != nil {
 		return err
 	}
 	noteUnmanaged(s.err, site)
-	r := &reconciler.Reconciler{Systems: allSystems(objects), Hold: hold(objects), Log: log}
+	r := &reconciler.Reconciler{Systems: c.systems(), Hold: hold(c.objects), Log: log}
 	round, applied := r.Converge(ctx, site)
-	if err := newObserver(objects, log).record(ctx, round); err != nil {
+	if err := newObserver(c.objects, log).record(ctx, round); err != nil {
 		log.Warn("the status of the site was not written", "error", err)
 	}
 	if round.Err != nil {

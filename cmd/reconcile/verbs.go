@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -89,29 +91,32 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "status",
 		Short:   "Show how far the site has come",
-		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster.",
+		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster; and the machines, as they are.",
 		Example: "  reconcile status\n  reconcile status -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, name, err := openSite(cmd.Context(), f, s)
+			in, name, err := openSite(cmd.Context(), f, s)
 			if err != nil {
 				return err
 			}
-			status, suspension, err := objects.ReadStatus(cmd.Context(), name)
+			status, suspension, err := in.objects.ReadStatus(cmd.Context(), name)
 			if err != nil {
 				return err
 			}
+			machines, unseen := machine.Lines(cmd.Context(), in.config) // the rest is worth showing without
 			switch output {
 			case "text":
-				return writeStatus(s.out, name, status, suspension, time.Now())
+				now := time.Now()
+				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), unseen)
 			case "json":
 				enc := json.NewEncoder(s.out)
 				enc.SetIndent("", "  ")
-				return enc.Encode(struct {
+				return errors.Join(unseen, enc.Encode(struct {
 					Site       string           `json:"site"`
 					Status     plan.SiteStatus  `json:"status"`
 					Suspension *kube.Suspension `json:"suspension,omitempty"`
-				}{name, status, suspension})
+					Machines   []machine.Line   `json:"machines,omitempty"`
+				}{name, status, suspension, machines}))
 			}
 			return fmt.Errorf("-o %s: there is no such form; want text or json", output)
 		},
@@ -121,13 +126,13 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 }
 
 // openSite is the cluster and the name of its one site.
-func openSite(ctx context.Context, f *flags, s streams) (*kube.System, string, error) {
-	objects, err := openCluster(ctx, f, s, nil)
+func openSite(ctx context.Context, f *flags, s streams) (*cluster, string, error) {
+	c, err := openCluster(ctx, f, s, nil)
 	if err != nil {
 		return nil, "", err
 	}
-	name, err := siteName(ctx, objects)
-	return objects, name, err
+	name, err := siteName(ctx, c.objects)
+	return c, name, err
 }
 
 // siteName is the name of the one site of a cluster.
@@ -165,6 +170,30 @@ func writeStatus(w io.Writer, name string, status plan.SiteStatus, suspension *k
 	return t.Flush()
 }
 
+// writeMachines prints a line for each machine, those that joined without being
+// listed among them.
+func writeMachines(w io.Writer, machines []machine.Line, now time.Time) error {
+	if len(machines) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nMACHINE\tROLE\tREADY\tPHASE\tSEEN")
+	for _, m := range machines {
+		phase, seen := orDash(m.Phase), "-"
+		switch {
+		case !m.Listed:
+			phase = "not listed"
+		case !m.Joined:
+			phase = "not joined"
+		}
+		if !m.Seen.IsZero() {
+			seen = age(now, m.Seen) + " ago"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", m.Name, orDash(m.Role), orDash(m.Ready), phase, seen)
+	}
+	return t.Flush()
+}
+
 func orDash(text string) string {
 	if text == "" {
 		return "-"
@@ -191,18 +220,18 @@ func suspendCommand(f *flags, s streams) *cobra.Command {
 			if reason == "" {
 				return errors.New("--reason is missing: those who find the site stopped will want to know")
 			}
-			objects, name, err := openSite(cmd.Context(), f, s)
+			in, name, err := openSite(cmd.Context(), f, s)
 			if err != nil {
 				return err
 			}
-			by, err := objects.WhoAmI(cmd.Context())
+			by, err := in.objects.WhoAmI(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if u, err := user.Current(); err == nil {
 				by += " (" + u.Username + ")"
 			}
-			if err := objects.Suspend(cmd.Context(), name, &kube.Suspension{By: by, Reason: reason, Since: time.Now().UTC().Truncate(time.Second)}); err != nil {
+			if err := in.objects.Suspend(cmd.Context(), name, &kube.Suspension{By: by, Reason: reason, Since: time.Now().UTC().Truncate(time.Second)}); err != nil {
 				return err
 			}
 			fmt.Fprintf(s.out, "site %s is suspended; reconcile resume lets it go on\n", name)
@@ -220,11 +249,11 @@ func resumeCommand(f *flags, s streams) *cobra.Command {
 		Example: "  reconcile resume",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			objects, name, err := openSite(cmd.Context(), f, s)
+			in, name, err := openSite(cmd.Context(), f, s)
 			if err != nil {
 				return err
 			}
-			if err := objects.Suspend(cmd.Context(), name, nil); err != nil {
+			if err := in.objects.Suspend(cmd.Context(), name, nil); err != nil {
 				return err
 			}
 			fmt.Fprintf(s.out, "site %s goes on\n", name)
@@ -243,16 +272,21 @@ func versionCommand(s streams) *cobra.Command {
 	}
 }
 
-// version is what the Go toolchain recorded in the binary.
+// stamp is the version of a bundle. It is set by the linker (-X main.stamp=...),
+// and never at run time.
+var stamp string
+
+// version is the stamp, and without one what the Go toolchain recorded in the
+// binary. It is fit for the tag of an image.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
+	if stamp != "" || !ok {
+		return cmp.Or(stamp, "unknown")
 	}
 	for _, setting := range info.Settings {
 		if setting.Key == "vcs.revision" {
 			return plan.Short(setting.Value)
 		}
 	}
-	return strings.Trim(info.Main.Version, "()")
+	return cmp.Or(strings.Trim(info.Main.Version, "()"), "devel") // a test has no version
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
 	"github.com/kingmaker-io/kingmaker/reconciler/ldap"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	"github.com/kingmaker-io/kingmaker/reconciler/source"
 	"github.com/kingmaker-io/kingmaker/reconciler/source/git"
@@ -26,22 +27,29 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// allSystems are the systems of a site in the order of building.
-func allSystems(objects *kube.System) []reconciler.System {
+// cluster is what a site is kept on, as its systems see it.
+type cluster struct {
+	config   *rest.Config
+	machines *machine.System
+	objects  *kube.System
+}
+
+// systems are those of a site in the order of building.
+func (c *cluster) systems() []reconciler.System {
 	return []reconciler.System{
-		// Machines, volumes and the directory have kinds that are read and
-		// validated, and no system yet.
-		objects, // last but for the people: nothing runs before there are machines and volumes to run on
+		c.machines, // first: nothing runs before there are machines to run on
+		// Volumes and the directory have kinds that are read and validated, and no
+		// system yet.
+		c.objects, // last but for the people: what runs needs machines and volumes
 	}
 }
 
 // noteUnmanaged says what of a site nobody carries out yet, so that a settled
 // plan is not taken for more than it is.
 func noteUnmanaged(w io.Writer, site *plan.Site) {
-	machines, volumes, people := len(site.Objects.Of(plan.Machines)), len(site.Objects.Of(plan.Volumes)), len(site.Objects.Of(plan.Directory))
-	if machines+volumes+people > 0 {
-		fmt.Fprintf(w, "reconcile: note: the site's %d machines, %d volumes and %d documents of people are valid; this version does not carry them out yet\n",
-			machines, volumes, people)
+	volumes, people := len(site.Objects.Of(plan.Volumes)), len(site.Objects.Of(plan.Directory))
+	if volumes+people > 0 {
+		fmt.Fprintf(w, "reconcile: note: the site's %d volumes and %d documents of people are valid; this version does not carry them out yet\n", volumes, people)
 	}
 }
 
@@ -80,6 +88,8 @@ func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.So
 		Renderer:   render.New(render.Options{}),
 		Path:       f.path,
 		Platform:   manifests.Files(),
+		Images:     manifests.Images(version()),
+		Endpoint:   func(site string) (string, int) { return host.Endpoint(site), host.BalancerPort },
 		Include:    ldap.Include,
 		Rules:      []source.Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate},
 		Warn:       warn,
@@ -112,9 +122,8 @@ func warner(w io.Writer) func([]*plan.Fault) {
 	}
 }
 
-// openCluster is the system of Kubernetes objects of the cluster that kubectl
-// would talk to. Notify is told of drift.
-func openCluster(ctx context.Context, f *flags, s streams, notify func()) (*kube.System, error) {
+// openCluster is the cluster that kubectl would talk to. Notify is told of drift.
+func openCluster(ctx context.Context, f *flags, s streams, notify func()) (*cluster, error) {
 	config, err := clusterConfig(f)
 	if err != nil {
 		return nil, err
@@ -126,8 +135,16 @@ func openCluster(ctx context.Context, f *flags, s streams, notify func()) (*kube
 	return openClusterWith(ctx, config, log, notify)
 }
 
-func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger, notify func()) (*kube.System, error) {
-	return kube.New(ctx, kube.Options{Config: config, Notify: notify, Recheck: time.Hour, Log: log})
+func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger, notify func()) (*cluster, error) {
+	machines, err := machine.New(ctx, machine.Options{Config: config, Notify: notify, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	objects, err := kube.New(ctx, kube.Options{Config: config, Notify: notify, Recheck: time.Hour, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return &cluster{config, machines, objects}, nil
 }
 
 func clusterConfig(f *flags) (*rest.Config, error) {

@@ -37,6 +37,7 @@ func Validate(site *plan.Site) (faults, warnings []*plan.Fault) {
 		checkAddress(site, m, addresses, r)
 		checkMAC(m, macs, r)
 		checkDisk(m, r)
+		checkCircuit(m, r)
 		checkLabels(m, r)
 		checkTaints(m, r)
 	}
@@ -116,6 +117,13 @@ func checkDisk(m plan.Document[Machine], r *plan.Report) {
 	r.Fault(f)
 }
 
+// checkCircuit sees to it that the circuit can be a label of the Node.
+func checkCircuit(m plan.Document[Machine], r *plan.Report) {
+	if validation.IsValidLabelValue(m.Spec.Circuit) != nil {
+		r.Fault(plan.Fault{Code: plan.InvalidValue, ID: m.ID, Field: "spec.circuit", Cause: fmt.Sprintf("%q cannot be the value of a label", m.Spec.Circuit), Hint: labelHint})
+	}
+}
+
 func checkLabels(m plan.Document[Machine], r *plan.Report) {
 	for _, key := range slices.Sorted(maps.Keys(m.Spec.Labels)) {
 		field := plan.Field("spec", "labels", key)
@@ -142,10 +150,12 @@ func checkTaints(m plan.Document[Machine], r *plan.Report) {
 	}
 }
 
+const labelHint = "want at most 63 letters, digits, dashes, underscores and dots, with a letter or digit at both ends"
+
 // checkPair asks Kubernetes about the key and the value of a label or taint. Its
 // answers are right, and too long to read.
 func checkPair(id plan.ID, keyField, valueField, key, value string, r *plan.Report) {
-	f := plan.Fault{Code: plan.InvalidName, ID: id, Hint: "want at most 63 letters, digits, dashes, underscores and dots, with a letter or digit at both ends"}
+	f := plan.Fault{Code: plan.InvalidName, ID: id, Hint: labelHint}
 	if validation.IsQualifiedName(key) != nil {
 		f.Field, f.Cause = keyField, fmt.Sprintf("%q cannot be the name of a label or taint", key)
 		r.Fault(f)

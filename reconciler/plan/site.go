@@ -21,9 +21,9 @@ type Site struct {
 type SiteSpec struct {
 	// Masters is how many machines run the control plane: 1, 3, 5 or 7. Default 3.
 	Masters int `json:"masters,omitempty" jsonschema:"enum=1,enum=3,enum=5,enum=7,default=3"`
-	// Kubernetes is the version that the machines run.
+	// Kubernetes is the version that the machines run, and who made the cluster.
 	Kubernetes Kubernetes `json:"kubernetes,omitzero"`
-	// Network holds the address ranges of the cluster.
+	// Network holds the address ranges of the cluster, and how Pods reach each other.
 	Network Network `json:"network,omitzero"`
 	// Failover says when a dead master is replaced, and what holds that back.
 	Failover Failover `json:"failover,omitzero"`
@@ -45,18 +45,23 @@ type SiteSpec struct {
 	Platform Platform `json:"platform,omitzero"`
 }
 
-// Kubernetes is the wanted version of the cluster.
+// Kubernetes is the wanted version of the cluster, and whose cluster it is.
 type Kubernetes struct {
 	// Version such as v1.36.3. Default: that of the bundle.
 	Version string `json:"version,omitempty" jsonschema:"pattern=^v[0-9]+\\.[0-9]+\\.[0-9]+$"`
+	// Managed is false where noded did not make the cluster: Kingmaker then brings no network, no reconciler and no rules for machines, and leaves Nodes alone. Default true.
+	Managed *bool `json:"managed,omitempty" jsonschema:"default=true"`
 }
 
-// Network holds address ranges in CIDR notation.
+// Network holds address ranges in CIDR notation, and the way of a packet from
+// the Pods of one machine to those of another.
 type Network struct {
 	// Pods is the range of Pod addresses. Default 10.244.0.0/16.
 	Pods string `json:"pods,omitempty" jsonschema:"default=10.244.0.0/16"`
 	// Services is the range of Service addresses. Default 10.96.0.0/12.
 	Services string `json:"services,omitempty" jsonschema:"default=10.96.0.0/12"`
+	// Backend is host-gw (plain routes, fastest; all machines share one LAN segment; default) or vxlan (a tunnel; for machines with routers between them).
+	Backend string `json:"backend,omitempty" jsonschema:"enum=host-gw,enum=vxlan,default=host-gw"`
 }
 
 // Failover is the policy for replacing dead masters.

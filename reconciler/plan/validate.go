@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -111,6 +112,7 @@ const (
 	DefaultMasters  = 3
 	DefaultPods     = "10.244.0.0/16"
 	DefaultServices = "10.96.0.0/12"
+	DefaultBackend  = "host-gw"
 	DefaultAfter    = 10 * time.Minute
 	MinAfter        = time.Minute // of Failover.After: below it a reboot would cost a crown
 )
@@ -126,6 +128,12 @@ func podsPerNode(pods netip.Prefix) int {
 
 // MasterCount is how many masters the site wants, the default included.
 func (s *SiteSpec) MasterCount() int { return orDefault(s.Masters, DefaultMasters) }
+
+// IsManaged reports whether noded made the cluster, the default included.
+func (k Kubernetes) IsManaged() bool { return k.Managed == nil || *k.Managed }
+
+// BackendName is the network's backend, the default included.
+func (n Network) BackendName() string { return cmp.Or(n.Backend, DefaultBackend) }
 
 // Ranges are the address ranges of Pods and Services, the defaults included. A
 // range that cannot be read is the zero Prefix, which contains nothing.

@@ -13,10 +13,13 @@ package source
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
@@ -48,7 +51,7 @@ type Repository interface {
 // refer to.
 type Rules func(*plan.Site) (faults, warnings []*plan.Fault)
 
-// Options of a Source. Repository, Renderer and Platform are required.
+// Options of a Source. Repository, Renderer, Platform and Endpoint are required.
 type Options struct {
 	Repository Repository
 	Renderer   *render.Renderer
@@ -57,8 +60,15 @@ type Options struct {
 	// the folder refers to may be anywhere in the repository.
 	Path string
 
-	// Platform holds the built-in manifests, in a folder "base".
+	// Platform holds the built-in manifests, as package manifests lays them out.
 	Platform fs.FS
+
+	// Images are the tags of the images in Platform, by name.
+	Images map[string]string
+
+	// Endpoint is where every machine of a managed site reaches the API, before
+	// there is a network and Services: host and port.
+	Endpoint func(site string) (host string, port int)
 
 	// Include adds to a document what lies beside it in files of its own, and
 	// says where it found each part, by field; see ldap.Include.
@@ -265,30 +275,135 @@ func (r *reading) findSite() bool {
 // builtIn stands before the paths of the built-in manifests.
 const builtIn = "built-in "
 
-// addPlatform renders the built-in manifests, with the site's patches to them.
+// addPlatform renders the built-in manifests: those that the site is to have,
+// with what its spec says of them, in a folder of its own, and over that the
+// site's patches, which have the last word.
 func (r *reading) addPlatform(ctx context.Context) error {
-	kustomization, err := yaml.Marshal(map[string]any{
-		"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-		"resources": []string{"base"}, "patches": r.site.Spec.Platform.Patches,
-	})
+	chosen, err := r.choose()
 	if err != nil {
-		return fmt.Errorf("patch the built-in manifests: %w", err)
+		return fmt.Errorf("set up the built-in manifests: %w", err)
 	}
-	top := &tree.Dir{Dirs: r.platform.Dirs, Files: map[string]*tree.File{"kustomization.yaml": {
-		Hash: tree.HashBlob(kustomization), Size: int64(len(kustomization)),
-		Read: func() ([]byte, error) { return bytes.Clone(kustomization), nil },
-	}}}
+	dirs := maps.Clone(r.platform.Dirs)
+	if dirs[chosenFolder], err = kustomization(chosen); err != nil {
+		return err
+	}
+	patches := r.site.Spec.Platform.Patches
+	top, err := kustomization(map[string]any{"resources": []string{chosenFolder}, "patches": patches})
+	if err != nil {
+		return err
+	}
+	top.Dirs = dirs
 	documents, err := r.Renderer.Render(ctx, []render.Unit{{Name: "platform", Root: top.Seal()}})
 	if faults, rest := plan.Split(err); rest != nil {
 		return rest
 	} else if len(faults) > 0 {
+		at := builtIn
+		if len(patches) > 0 { // ours render without them, as tests prove
+			at = r.siteFile() + ": spec.platform.patches: "
+		}
 		for _, f := range faults {
-			f.Where = r.siteFile() + ": spec.platform.patches: " + f.Where
+			f.Where = at + f.Where
 		}
 		return plan.Join(faults)
 	}
 	r.add(documents, builtIn)
 	return nil
+}
+
+// chosenFolder is where the manifests of one site are put together, beside the
+// folders of Platform.
+const chosenFolder = "site"
+
+// choose is the kustomization of the built-in manifests that the site is to
+// have. What the Site has that cannot be read is told as a fault elsewhere; the
+// default stands in for it.
+func (r *reading) choose() (map[string]any, error) {
+	if !r.site.Spec.Kubernetes.IsManaged() {
+		return map[string]any{"resources": []string{"../base"}}, nil
+	}
+	network := "network/" + plan.DefaultBackend
+	if named := "network/" + r.site.Spec.Network.BackendName(); r.platform.File(named+"/net-conf.json") != nil {
+		network = named
+	}
+	settings, err := r.networkSettings(network)
+	if err != nil {
+		return nil, err
+	}
+	type image struct {
+		Name   string `json:"name"`
+		NewTag string `json:"newTag"`
+	}
+	var images []image
+	for _, name := range slices.Sorted(maps.Keys(r.Images)) {
+		images = append(images, image{name, r.Images[name]})
+	}
+	direct, err := r.direct()
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{
+		"resources": []string{"../base", "../machines", "../" + network, "../reconciler"},
+		"patches":   []any{map[string]any{"patch": direct}},
+		"configMapGenerator": []any{map[string]any{
+			"name": "kube-flannel-cfg", "namespace": "kube-flannel", "behavior": "merge",
+			"literals": []string{"net-conf.json=" + settings},
+		}},
+		"images": images,
+	}, nil
+}
+
+// direct is a patch that has flannel ask the API at the machine's own endpoint,
+// and not through a Service: on a machine that starts, kube-proxy, which makes
+// Services, starts together with flannel.
+func (r *reading) direct() (string, error) {
+	type object = map[string]any
+	host, port := r.Endpoint(r.site.Name)
+	text, err := yaml.Marshal(object{
+		"apiVersion": "apps/v1", "kind": "DaemonSet",
+		"metadata": object{"name": "kube-flannel-ds", "namespace": "kube-flannel"},
+		"spec": object{"template": object{"spec": object{"containers": []object{{"name": "kube-flannel", "env": []object{
+			{"name": "KUBERNETES_SERVICE_HOST", "value": host},
+			{"name": "KUBERNETES_SERVICE_PORT", "value": strconv.Itoa(port)},
+		}}}}}},
+	})
+	return string(text), err
+}
+
+// networkSettings are flannel's, as a base has them, with the range of the
+// site's Pods.
+func (r *reading) networkSettings(base string) (string, error) {
+	file := base + "/net-conf.json"
+	text, err := r.platform.File(file).Read()
+	if err != nil {
+		return "", err
+	}
+	var settings map[string]any
+	if err := json.Unmarshal(text, &settings); err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
+	switch pods, _ := r.site.Spec.Network.Ranges(); {
+	case !pods.IsValid():
+	case pods.Addr().Is4():
+		settings["Network"] = pods.String()
+	default:
+		delete(settings, "Network")
+		settings["EnableIPv4"], settings["EnableIPv6"], settings["IPv6Network"] = false, true, pods.String()
+	}
+	text, err = json.MarshalIndent(settings, "", "  ")
+	return string(text), err
+}
+
+// kustomization is a folder that holds nothing but one, for now.
+func kustomization(fields map[string]any) (*tree.Dir, error) {
+	fields["apiVersion"], fields["kind"] = "kustomize.config.k8s.io/v1beta1", "Kustomization"
+	text, err := yaml.Marshal(fields)
+	if err != nil {
+		return nil, fmt.Errorf("write a kustomization of the built-in manifests: %w", err)
+	}
+	return &tree.Dir{Files: map[string]*tree.File{"kustomization.yaml": {
+		Hash: tree.HashBlob(text), Size: int64(len(text)),
+		Read: func() ([]byte, error) { return bytes.Clone(text), nil },
+	}}}, nil
 }
 
 func (r *reading) siteFile() string {

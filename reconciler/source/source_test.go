@@ -47,8 +47,9 @@ func read(t testing.TB, archive string, warn func([]*plan.Fault)) (*plan.Site, e
 		t.Fatal(err)
 	}
 	src, err := New(Options{
-		Repository: files{root}, Renderer: render.New(render.Options{}), Platform: manifests.Files(), Include: ldap.Include,
-		Rules: []Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate}, Warn: warn,
+		Repository: files{root}, Renderer: render.New(render.Options{}), Platform: manifests.Files(), Images: manifests.Images("0.1.0-test"), Include: ldap.Include,
+		Endpoint: func(site string) (string, int) { return "api." + site + ".internal", 7443 },
+		Rules:    []Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate}, Warn: warn,
 	})
 	if err != nil {
 		t.Fatal(err)

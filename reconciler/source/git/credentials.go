@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/skeema/knownhosts"
@@ -38,8 +39,9 @@ const maxCredential = 1 << 20
 
 // LoadCredentials reads a folder with files named like the keys of Flux's
 // secrets: username, password, bearerToken (or token), identity, known_hosts,
-// ca.crt. A Kubernetes Secret mounted as a folder is one. It is read again
-// before each dial.
+// ca.crt. A Kubernetes Secret mounted as a folder is one; where the Secret is
+// not there (yet) the folder is empty, and that is no credentials. It is read
+// again before each dial.
 func LoadCredentials(dir string) (Credentials, error) {
 	c := Credentials{folder: dir}
 	found := false
@@ -64,11 +66,20 @@ func LoadCredentials(dir string) (Credentials, error) {
 		}
 		*file.into, found = plan.NewSecret(value), true
 	}
-	if !found {
+	if !found && !isEmpty(dir) {
 		return Credentials{}, fault(CredentialsInvalid, "read credentials: "+dir+" holds none",
 			"want files named username and password, or bearerToken, or identity and known_hosts")
 	}
 	return c, nil
+}
+
+// isEmpty reports whether a folder is there and holds no files, but for the
+// kubelet's own and the key of webhooks, which is not ours.
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return !strings.HasPrefix(e.Name(), "..") && e.Name() != "webhook-secret"
+	})
 }
 
 func readCredential(at string) (string, error) {

@@ -251,11 +251,26 @@ func TestRevisions(t *testing.T) {
 func TestCredentials(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	_, err := LoadCredentials(dir)
+	_, err := LoadCredentials(dir + "/missing")
+	wantFault(t, err, CredentialsInvalid, "holds none")
+	// What the kubelet makes of an optional Secret that is not there, and of one
+	// that has nothing for us.
+	write(t, dir+"/..2026_01_01/webhook-secret", canary)
+	for _, link := range [][2]string{{"..2026_01_01", "..data"}, {"..data/webhook-secret", "webhook-secret"}} {
+		if err := os.Symlink(link[0], filepath.Join(dir, link[1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := LoadCredentials(dir)
+	if err != nil || len(c.secrets()) != 0 {
+		t.Errorf("%d secrets, %v", len(c.secrets()), err)
+	}
+	write(t, dir+"/user", "anna\n")
+	_, err = LoadCredentials(dir)
 	wantFault(t, err, CredentialsInvalid, "holds none")
 	write(t, dir+"/username", "anna\n")
 	write(t, dir+"/password", canary+"\r\n")
-	c, err := LoadCredentials(dir)
+	c, err = LoadCredentials(dir)
 	if err != nil || c.Username.Value() != "anna" || c.Password.Value() != canary {
 		t.Errorf("%q, %v", c.Password.Value(), err)
 	}
