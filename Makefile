@@ -6,27 +6,39 @@
 
 SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# what making a bundle and a lab needs on this computer
+LAB_PACKAGES := mmdebstrap apt-utils iproute2 iptables
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
-.PHONY: help demo test bench lint generate packages
+.PHONY: help demo test e2e bench lint generate packages bundle
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: packages ## a control plane, a site repo, a push, and what comes of it
+demo: packages ## from nothing: five PCs become a site, which stays to be tried
+	@.ci/packages $(LAB_PACKAGES)
 	@go run ./cmd/lab demo
 
 test: packages ## unit and integration tests, with the race detector
+	@.ci/packages $(LAB_PACKAGES) fdisk haproxy
 	@go run ./cmd/lab controlplane -- true
 	go test -race -timeout 25m ./...
+
+e2e: packages ## tests on labs: real machines, networks, power cuts; some minutes
+	@.ci/packages $(LAB_PACKAGES)
+	go test -tags e2e -p 1 -timeout 60m -count=1 ./cmd/lab/room ./cmd/lab/e2e
 
 bench: packages ## the figures that the issues ask for, beside kubectl in the same run
 	@go run ./cmd/lab bench
 
+bundle: packages ## the offline bundle, with which machines are installed: an archive in ./dist
+	@.ci/packages $(LAB_PACKAGES)
+	@go run ./cmd/lab bundle --output dist --refresh
+
 lint: packages ## gofmt, vet, staticcheck, govulncheck where its database can be reached
 	@files=$$(gofmt -l .); test -z "$$files" || { echo "gofmt: $$files"; exit 1; }
-	go vet ./...
-	go run $(STATICCHECK) ./...
+	go vet -tags e2e ./...
+	go run $(STATICCHECK) -tags e2e ./...
 	@.ci/govulncheck $(GOVULNCHECK)
 
 generate: ## schemas and CRDs from the Go types

@@ -129,7 +129,7 @@ func (s benchSite) each(plain bool, tell func(unit, file, text string)) {
 // files are the site repo's, by path.
 func (s benchSite) files() map[string]string {
 	files := map[string]string{
-		"site.yaml":           "apiVersion: kingmaker.dev/v1alpha1\nkind: Site\nmetadata: {name: bench}\nspec: {masters: 1, domain: school.example}\n",
+		"site.yaml":           "apiVersion: kingmaker.dev/v1alpha1\nkind: Site\nmetadata: {name: bench}\nspec: {masters: 1, kubernetes: {managed: false}, domain: school.example}\n",
 		"machines/pc-01.yaml": "apiVersion: kingmaker.dev/v1alpha1\nkind: Machine\nmetadata: {name: pc-01}\nspec: {address: 10.20.1.11}\n", // the one master
 	}
 	s.each(false, func(unit, file, text string) {
@@ -166,4 +166,15 @@ func (s benchSite) manifest() string {
 	var all strings.Builder
 	s.each(true, func(_, _, text string) { all.WriteString("---\n" + text) })
 	return all.String()
+}
+
+func replaceIn(file, old, new string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(text), old) {
+		return fmt.Errorf("%s has no %q", file, old)
+	}
+	return os.WriteFile(file, []byte(strings.Replace(string(text), old, new, 1)), 0o644)
 }

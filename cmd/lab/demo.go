@@ -3,291 +3,130 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/kingmaker-io/kingmaker/cmd/lab/controlplane"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/room"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/room/site"
 )
 
-// runDemo shows the main job from nothing: a control plane, a site repo, a plan,
-// a converged site, a push and what comes of it. It ends by itself and leaves
-// nothing behind.
-func runDemo(ctx context.Context, flags *flag.FlagSet, args []string) (err error) {
-	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
-		return err
-	} else if err != nil {
-		return errUsage
-	}
-	dir, err := os.MkdirTemp("", "kingmaker-demo-")
+// runDemo is the main job, from nothing: PCs with only Debian become a site, and
+// a push changes it. The site stays, to be tried; a lab that is up already is
+// used as it is.
+func runDemo(ctx context.Context, flags *flag.FlagSet, args []string) error {
+	r, err := parseRoom(flags, args, 0)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	d := &demo{ctx: ctx, out: os.Stdout, dir: dir, bare: filepath.Join(dir, "school.git"), work: filepath.Join(dir, "work"), reconcile: filepath.Join(dir, "reconcile")}
-
-	d.title("A control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler on 127.0.0.1")
-	if d.plane, err = controlplane.Start(ctx, controlplane.Options{Controllers: true, Progress: os.Stderr}); err != nil {
+	s := &site.Site{Room: r, Progress: r.Progress}
+	rooms, err := room.Rooms()
+	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.plane.Stop()) }()
+	if slices.Contains(rooms, r.Name) {
+		r.Progress(fmt.Sprintf("the lab %s is there already; `lab down --name %[1]s` takes it away", r.Name))
+		if _, err := s.Kubeconfig(ctx); err != nil { // of a demo that was interrupted, most of the time
+			return fmt.Errorf("demo: its site does not answer: %w", err)
+		}
+	} else {
+		began, memory := time.Now(), watchMemory()
+		if s, err = up(ctx, r, upOptions{machines: 5}); err != nil {
+			return err
+		}
+		fmt.Printf("\nfrom nothing to a site in %.0f s; peak memory of the whole computer %.1f GB above what it used before\n",
+			time.Since(began).Seconds(), float64(memory.peak())/1e9)
+	}
 
+	d := &demo{ctx: ctx, out: os.Stdout, lab: r, site: s}
 	for _, step := range []struct {
 		title string
 		do    func() error
 	}{
-		{"Build reconcile", d.build},
-		{"A site repo: a bare git repository made from examples/school", d.makeRepo},
-		{"What would happen? The plan, before anything is changed", d.dryRun},
-		{"Converge: the daemon takes over", d.startDaemon},
-		{"A commit that changes, adds and removes something, pushed as people do", d.push},
-		{"Drift: somebody deletes a Deployment by hand", d.drift},
-		{"How the site is", d.status},
+		{"The machines, as the site knows them", d.machines},
+		{"How far the site has come", d.status},
+		{"A commit, pushed as people do", d.push},
 	} {
-		d.title(step.title)
+		fmt.Printf("\n== %s\n", step.title)
 		if err := step.do(); err != nil {
-			d.stopDaemon()
 			return fmt.Errorf("demo: %s: %w", strings.ToLower(step.title[:1])+step.title[1:], err)
 		}
 	}
-	d.stopDaemon()
-	fmt.Fprint(d.out, whatNext)
+	fmt.Printf(whatNext, r.WorkTree())
 	return nil
 }
 
 const whatNext = `
-That was the main job. What to try next:
+That is a site, and it stays. What to try next (lab is "go run ./cmd/lab"):
 
-  go run ./cmd/reconcile validate examples/school                  every fault with file and line; break something first
-  go run ./cmd/reconcile --repo examples/school --dry-run --offline --output summary
-  go run ./cmd/lab controlplane --controllers                      a control plane of your own; then, with its KUBECONFIG:
-  go run ./cmd/reconcile --repo examples/school                    edit a file there and watch it arrive
-  make bench                                                       the figures, beside kubectl
+  lab status                          the machines: power, cable, role
+  lab cut pc-03; lab heal pc-03       pull a network cable, and put it back
+  lab kill pc-02; lab start pc-02     cut the power of a machine
+  lab exec pc-01 -- bash              sit down at one; kubectl, noded status and reconcile are there
+  lab add                             buy another PC; noded install, and the line of reconcile token, make it a machine
+  lab down                            takes everything away
+
+And in another terminal, a clone of the site repo: edit, commit, push, and watch it arrive.
+
+  cd %s
 `
 
-// demo is one run of it.
+// demo shows a site.
 type demo struct {
-	ctx             context.Context
-	out             io.Writer
-	dir, bare, work string
-	reconcile       string
-	plane           *controlplane.Plane
-	daemon          *exec.Cmd
-	daemonLog       bytes.Buffer
+	ctx  context.Context
+	out  io.Writer
+	lab  *room.Room
+	site *site.Site
 }
 
-func (d *demo) title(text string) { fmt.Fprintf(d.out, "\n== %s\n", text) }
+// on runs a command on the first machine, and shows both.
+func (d *demo) on(args ...string) error {
+	fmt.Fprintf(d.out, "pc-01$ %s\n", strings.Join(args, " "))
+	return d.run("", d.lab.Exec("pc-01", false, append([]string{"env", "KUBECONFIG=/etc/kubernetes/admin.conf"}, args...)...)...)
+}
 
-// run runs a command in a folder and returns what it printed and its exit code.
-// Show prints the command line and the output as it comes.
-func (d *demo) run(dir string, show bool, name string, args ...string) (string, int, error) {
-	cmd := exec.CommandContext(d.ctx, name, args...)
+func (d *demo) run(dir string, argv ...string) error {
+	cmd := exec.CommandContext(d.ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+d.plane.Kubeconfig, "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null")
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if show {
-		fmt.Fprintf(d.out, "$ %s %s\n", filepath.Base(name), strings.Join(args, " "))
-		cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, d.out), d.out
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = d.out, &said
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, strings.TrimSpace(said.String()))
 	}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return out.String(), exit.ExitCode(), nil
-	}
-	return out.String(), 0, err
+	return nil
 }
 
-// must is run for a command that has to succeed.
-func (d *demo) must(dir string, show bool, name string, args ...string) (string, error) {
-	out, code, err := d.run(dir, show, name, args...)
-	if err == nil && code != 0 {
-		err = fmt.Errorf("%s %s ended with %d: %s", filepath.Base(name), strings.Join(args, " "), code, strings.TrimSpace(out))
-	}
-	return out, err
-}
+func (d *demo) machines() error { return d.on("kubectl", "get", "machines") }
 
-func (d *demo) build() error {
-	_, err := d.must(".", true, "env", "CGO_ENABLED=0", "go", "build", "-o", d.reconcile, "./cmd/reconcile")
-	return err
-}
+func (d *demo) status() error { return d.on("reconcile", "status") }
 
-func (d *demo) git(args ...string) error {
-	_, err := d.must(d.work, false, "git", append([]string{"-c", "user.name=Ada", "-c", "user.email=ada@school.example"}, args...)...)
-	return err
-}
-
-func (d *demo) makeRepo() error {
-	if err := os.CopyFS(d.work, os.DirFS("examples/school")); err != nil {
-		return err
-	}
-	for _, args := range [][]string{
-		{"init", "--quiet", "--initial-branch=main"}, {"add", "--all"}, {"commit", "--quiet", "--message=The school"},
-		{"clone", "--quiet", "--bare", d.work, d.bare}, {"remote", "add", "origin", d.bare},
-	} {
-		if err := d.git(args...); err != nil {
-			return err
-		}
-	}
-	_, err := d.must(d.work, true, "git", "log", "--oneline", "--stat", "--no-decorate", "-1", "--stat=80")
-	return err
-}
-
-func (d *demo) dryRun() error {
-	_, code, err := d.run(d.dir, true, d.reconcile, "--repo", d.bare, "--dry-run", "--output", "summary")
-	if err == nil && code != 1 {
-		err = fmt.Errorf("exit code %d, and 1 is changes pending", code)
-	}
-	fmt.Fprintf(d.out, "(exit code %d: changes are pending)\n", code)
-	return err
-}
-
-func (d *demo) startDaemon() error {
-	d.daemon = exec.CommandContext(d.ctx, d.reconcile, "--repo", d.bare, "--listen", "", "--interval", "5s")
-	d.daemon.Env = append(os.Environ(), "KUBECONFIG="+d.plane.Kubeconfig)
-	d.daemon.Stdout, d.daemon.Stderr = &d.daemonLog, &d.daemonLog
-	d.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	fmt.Fprintf(d.out, "$ reconcile --repo %s --interval 5s &\n", d.bare)
-	began := time.Now()
-	if err := d.daemon.Start(); err != nil {
-		return err
-	}
-	head, err := d.must(d.work, false, "git", "rev-parse", "HEAD")
-	if err != nil {
-		return err
-	}
-	if err := d.await("the site to reach the commit", func() bool {
-		wanted, _, _ := d.kubectl("get", "site", "school", "-o", "jsonpath={.status.commit.wanted} {.status.counts.changes}")
-		return wanted == strings.TrimSpace(head)+" 0"
-	}); err != nil {
-		return err
-	}
-	fmt.Fprintf(d.out, "converged after %.1f s\n", time.Since(began).Seconds())
-	_, err = d.must(d.dir, true, d.plane.Bin("kubectl"), "get", "sites,desktops")
-	return err
-}
-
-// push makes one commit with three changes and shows each arriving.
+// push commits a notice, and waits until the site has it.
 func (d *demo) push() error {
-	wiki := filepath.Join(d.work, "services", "wiki", "deployment.yaml")
-	if err := replaceIn(wiki, "replicas: 2", "replicas: 3"); err != nil {
+	clone := d.lab.WorkTree()
+	file := filepath.Join(clone, "services", "notice", "notice.yaml")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return err
 	}
-	clock := filepath.Join(d.work, "services", "clock")
-	if err := os.Mkdir(clock, 0o755); err != nil {
+	text := fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notice, namespace: default}\ndata: {text: \"pushed at %s\"}\n", time.Now().Format(time.TimeOnly))
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(clock, "clock.yaml"), []byte("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: bells, namespace: wiki}\ndata: {first: \"08:00\", last: \"15:10\"}\n"), 0o644); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(d.work, "services", "wiki", "networkpolicy.yaml")); err != nil {
-		return err
-	}
-	if err := replaceIn(filepath.Join(d.work, "services", "wiki", "kustomization.yaml"), "  - networkpolicy.yaml\n", ""); err != nil {
-		return err
-	}
-	for _, args := range [][]string{{"add", "--all"}, {"commit", "--quiet", "--message=A third wiki, a bell, and no policy"}} {
-		if err := d.git(args...); err != nil {
+	for _, args := range [][]string{{"add", "--all"}, {"commit", "--quiet", "--message", "A notice"}, {"push", "--quiet"}} {
+		fmt.Fprintf(d.out, "clone$ git %s\n", strings.Join(args, " "))
+		if err := d.run(clone, append([]string{"git"}, args...)...); err != nil {
 			return err
 		}
 	}
-	if _, err := d.must(d.work, true, "git", "show", "--stat", "--oneline"); err != nil {
+	pushed := time.Now()
+	if err := d.site.Settled(d.ctx, nil); err != nil {
 		return err
 	}
-	began := time.Now()
-	fmt.Fprintln(d.out, "$ git push")
-	if err := d.git("push", "--quiet", "origin", "main"); err != nil {
-		return err
-	}
-	for _, arrival := range []struct {
-		what string
-		args []string
-		ok   func(out string, code int) bool
-	}{
-		{"changed: Deployment wiki/web has 3 replicas", []string{"get", "deployment", "--namespace", "wiki", "web", "-o", "jsonpath={.spec.replicas}"},
-			func(out string, _ int) bool { return out == "3" }},
-		{"added:   ConfigMap wiki/bells", []string{"get", "configmap", "--namespace", "wiki", "bells"},
-			func(_ string, code int) bool { return code == 0 }},
-		{"removed: the NetworkPolicy of the wiki", []string{"get", "networkpolicies", "--namespace", "wiki", "-o", "name"},
-			func(out string, code int) bool { return code == 0 && strings.TrimSpace(out) == "" }},
-	} {
-		if err := d.await(arrival.what, func() bool {
-			out, code, _ := d.kubectl(arrival.args...)
-			return arrival.ok(out, code)
-		}); err != nil {
-			return err
-		}
-		fmt.Fprintf(d.out, "%s, seen %.1f s after the push\n", arrival.what, time.Since(began).Seconds())
-	}
-	return nil
-}
-
-func (d *demo) drift() error {
-	before, _, _ := d.kubectl("get", "deployment", "--namespace", "wiki", "web", "-o", "jsonpath={.metadata.uid}")
-	began := time.Now()
-	if _, err := d.must(d.dir, true, d.plane.Bin("kubectl"), "delete", "deployment", "--namespace", "wiki", "web"); err != nil {
-		return err
-	}
-	if err := d.await("the Deployment to come back", func() bool {
-		now, code, _ := d.kubectl("get", "deployment", "--namespace", "wiki", "web", "-o", "jsonpath={.metadata.uid}")
-		return code == 0 && now != before
-	}); err != nil {
-		return err
-	}
-	fmt.Fprintf(d.out, "it is back %.1f s after the deletion began\n", time.Since(began).Seconds())
-	return nil
-}
-
-func (d *demo) status() error {
-	_, err := d.must(d.dir, true, d.reconcile, "status")
-	fmt.Fprintln(d.out, "(Two objects do not work, and that is right: this control plane has no machines to run them.)")
-	return err
-}
-
-func (d *demo) kubectl(args ...string) (string, int, error) {
-	return d.run(d.dir, false, d.plane.Bin("kubectl"), args...)
-}
-
-// await waits for something to be seen, and tells what the daemon said where it
-// is not.
-func (d *demo) await(what string, ok func() bool) error {
-	deadline := time.Now().Add(2 * time.Minute)
-	for !ok() {
-		switch {
-		case d.ctx.Err() != nil:
-			return d.ctx.Err()
-		case time.Now().After(deadline):
-			d.stopDaemon()
-			return fmt.Errorf("waited two minutes for: %s; the daemon said:\n%s", what, d.daemonLog.String())
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	return nil
-}
-
-// stopDaemon ends the daemon, where it runs.
-func (d *demo) stopDaemon() {
-	if d.daemon == nil || d.daemon.Process == nil || d.daemon.ProcessState != nil {
-		return
-	}
-	_ = d.daemon.Process.Signal(syscall.SIGTERM)
-	_ = d.daemon.Wait()
-}
-
-func replaceIn(file, old, new string) error {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return err
-	}
-	if !strings.Contains(string(text), old) {
-		return fmt.Errorf("%s has no %q", file, old)
-	}
-	return os.WriteFile(file, []byte(strings.Replace(string(text), old, new, 1)), 0o644)
+	fmt.Fprintf(d.out, "the site has it after %.1f s\n", time.Since(pushed).Seconds())
+	return d.on("kubectl", "get", "configmap", "notice", "-o", "jsonpath={.data.text}{'\\n'}")
 }

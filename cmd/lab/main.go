@@ -1,6 +1,9 @@
-// Lab runs parts of a site on this computer, to try kingmaker and to test it.
+// Lab runs a site on this computer, or parts of one, to try kingmaker and to
+// test it.
 //
-//	lab demo                     the main job, from nothing, in two minutes
+//	lab demo                     the main job, from nothing: PCs become a site
+//	lab up, down, status ...     a site of container machines; power, cables, repo
+//	lab bundle                   the offline bundle that machines are installed from
 //	lab controlplane             a Kubernetes control plane, until interrupted
 //	lab controlplane -- CMD ...  the same, for as long as CMD runs
 //
@@ -34,11 +37,12 @@ type verb struct {
 }
 
 func verbs() []verb {
-	return []verb{
-		{"demo", "", "show the main job from nothing: a control plane, a site repo, a push, and what comes of it", runDemo},
+	return append([]verb{
+		{"demo", "[--name LAB]", "show the main job from nothing: PCs with only Debian become a site, and a push changes it", runDemo},
 		{"bench", "[flags]", "measure what the issues ask for, beside kubectl, and print a table", runBench},
+		{"bundle", "[--output DIR] [--refresh]", "make the offline bundle, with which a machine is installed, and print where it is", runBundle},
 		{"controlplane", "[flags] [-- CMD ARGS...]", "run a Kubernetes control plane until interrupted, or for as long as CMD runs", runControlPlane},
-	}
+	}, roomVerbs()...)
 }
 
 func main() {
