@@ -1,0 +1,6 @@
+//go:build !race
+
+package roles
+
+// slow is true with the race detector.
+const slow = false
