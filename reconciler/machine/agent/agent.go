@@ -94,7 +94,7 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 			told = err.Error()
 			a.Log.InfoContext(ctx, "waiting", "for", told)
 		}
-		if err := wait(ctx, cmp.Or(a.Membership, 5*time.Second)); err != nil {
+		if err := member.Wait(ctx, cmp.Or(a.Membership, 5*time.Second)); err != nil {
 			return nil, err
 		}
 	}
@@ -137,7 +137,7 @@ func (a *Agent) open(ctx context.Context, m *member.Membership) {
 // other programs write to /etc/hosts too.
 func (a *Agent) watchMembership(ctx context.Context, m *member.Membership) {
 	var told troubles
-	for wait(ctx, cmp.Or(a.Membership, 5*time.Second)) == nil {
+	for member.Wait(ctx, cmp.Or(a.Membership, 5*time.Second)) == nil {
 		if now, err := member.Read(a.Host); err == nil && (now == nil || *now != *m) {
 			return
 		}
@@ -172,7 +172,7 @@ func (a *Agent) measure(ctx context.Context) {
 			if probe.Before(until) {
 				until = probe
 			}
-			if wait(ctx, max(time.Until(until), 0)) != nil {
+			if member.Wait(ctx, max(time.Until(until), 0)) != nil {
 				return
 			}
 			if !time.Now().Before(probe) {
@@ -236,18 +236,6 @@ func (a *Agent) alive() {
 // switched on at once do not stay in step.
 func jitter(d time.Duration) time.Duration {
 	return d + time.Duration((rand.Float64()-0.5)*0.2*float64(d))
-}
-
-// wait waits, unless the context ends.
-func wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // troubles are what was told since all was well, so that hours of the same few

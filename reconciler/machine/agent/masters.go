@@ -51,7 +51,7 @@ func (a *Agent) follow(ctx context.Context, m *member.Membership) {
 		} else if told.new(err.Error()) {
 			a.Log.WarnContext(ctx, "the masters are not known; the last ones stay", "error", err)
 		}
-		if wait(ctx, jitter(retry)) != nil {
+		if member.Wait(ctx, jitter(retry)) != nil {
 			return
 		}
 	}

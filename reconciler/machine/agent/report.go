@@ -85,7 +85,7 @@ func (a *Agent) report(ctx context.Context, m *member.Membership) {
 			}
 			told, away = nil, false
 		}
-		if wait(ctx, jitter(pause)) != nil {
+		if member.Wait(ctx, jitter(pause)) != nil {
 			return
 		}
 	}

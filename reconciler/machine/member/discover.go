@@ -154,7 +154,7 @@ func (d *Discovery) ask(ctx context.Context, master netip.AddrPort) (*Site, erro
 			return nil, fault(TokenUnknown, "make a new line with reconcile token; each is good for 15 minutes",
 				"%s does not know the token %s: it has expired, or never existed here", master, d.Invitation.TokenID())
 		}
-		if err := wait(ctx, time.Second/2); err != nil {
+		if err := Wait(ctx, time.Second/2); err != nil {
 			return nil, err
 		}
 	}
@@ -496,14 +496,14 @@ func (d *Discovery) CheckName(ctx context.Context, s *Site, name string, self Id
 			progress("waiting until the site notices that this machine had left it: up to a minute")
 			told = true
 		}
-		if err := wait(ctx, time.Second); err != nil {
+		if err := Wait(ctx, time.Second); err != nil {
 			return err
 		}
 	}
 }
 
-// wait waits, unless the context ends.
-func wait(ctx context.Context, d time.Duration) error {
+// Wait waits, unless the context ends: then its cause is the error.
+func Wait(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

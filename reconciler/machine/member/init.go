@@ -304,7 +304,7 @@ func (i *Init) converge() host.Step {
 						return broke(err)
 					}
 				}
-				if wait(limited, 2*i.pause()) != nil {
+				if Wait(limited, 2*i.pause()) != nil {
 					if ctx.Err() != nil {
 						return context.Cause(ctx)
 					}

@@ -176,7 +176,7 @@ func await(h *host.Host, kubeconfig string, patience, pause time.Duration, progr
 					if limited.Err() == nil && why != "" {
 						last = why
 					}
-					if wait(limited, pause) != nil {
+					if Wait(limited, pause) != nil {
 						if ctx.Err() != nil {
 							return context.Cause(ctx)
 						}
