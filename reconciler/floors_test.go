@@ -45,7 +45,8 @@ var mayImport = map[string][]string{
 	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree"},
 	"reconciler/source/validate":       {"reconciler/plan", "schema"},
 	"reconciler/machine":               {"reconciler/plan"},
-	"reconciler/machine/roles":         {"reconciler/plan"}, // pure: who becomes a master
+	"reconciler/machine/roles":         {"reconciler/plan"},          // pure: who becomes a master
+	"reconciler/machine/etcd":          {"reconciler/machine/roles"}, // its membership, as roles see it
 	"reconciler/machine/host":          {},
 	"reconciler/machine/host/hosttest": {"reconciler/machine/host"},
 	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},

@@ -165,7 +165,7 @@ type Member struct {
 	PeerURL string
 	Learner bool
 	Leader  bool
-	Answers bool // a read through it, or the leader's connection to it, works
+	Answers bool // a linearizable read through it works; of a learner, that it is up
 }
 
 // Key is for whom a certificate key and a token exist. The heir's agent uses them
