@@ -34,6 +34,23 @@ func TestModelFindsBugs(t *testing.T) {
 			}
 			return Plan(d, o, now, m)
 		}, []int{4, 9}},
+		{"the Node of a dead master is deleted, as its Pods would be freed by that", func(d Declared, o Observed, now time.Time, m Memory) Decision {
+			decision := Plan(d, o, now, m)
+			c := openCrown(o)
+			if c == nil || !c.Dead || decision.Step == nil || decision.Step.Do != IssueKey {
+				return decision
+			}
+			for i := range o.Machines {
+				if p := &o.Machines[i]; p.Name == c.Victim && p.Joined && !p.Blank {
+					decision.Step, decision.Record = &Step{Do: DeleteNode, Machine: c.Victim, Crown: c.Name(), Why: "a bug"}, nil
+				}
+			}
+			return decision
+		}, []int{13}},
+		{"a snapshot that cannot be written keeps the crown open", func(d Declared, o Observed, now time.Time, m Memory) Decision {
+			d.Limits.Snapshot = 1000 * time.Hour
+			return Plan(d, o, now, m)
+		}, []int{11}},
 		{"the breaker by circuit is forgotten", func(d Declared, o Observed, now time.Time, m Memory) Decision {
 			d.Machines = slices.Clone(d.Machines)
 			for i := range d.Machines {

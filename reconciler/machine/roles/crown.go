@@ -189,8 +189,10 @@ func (c *Crown) stages() []stage {
 			{DeleteNode, heir},     // kubeadm refuses to join where a Node of that name is Ready
 			{RemoveMember, victim}, // here it begins to count
 			{Fence, victim},        // whenever it comes back, it is a worker
-			{DeleteNode, victim},   // frees its Pods
-			{IssueKey, heir},       // just in time: with it one can become root of the site
+			// Its Node stays until it reports that it was reset: it may be cut off and
+			// running, and with the Node gone Kubernetes would start its StatefulSets'
+			// Pods a second time.
+			{IssueKey, heir}, // just in time: with it one can become root of the site
 			{Join, heir},
 			{Verify, heir},
 			{Cleanup, heir},
@@ -209,7 +211,7 @@ func (c *Crown) stages() []stage {
 		{RemoveMember, victim}, // kubeadm reset would only warn where it cannot
 		{Fence, victim},        // its agent resets, wipes and reboots
 		{Verify, victim},       // that data and keys are gone
-		{DeleteNode, victim},
+		{DeleteNode, victim},   // not before that
 		{Snapshot, nobody},
 		{Close, nobody},
 	}

@@ -9,7 +9,7 @@
 // that was killed between any two of these goes on from the record alone.
 //
 //	record, on each kind of crown          the steps, in order; those that are done already are passed over
-//	replace  a dead master, by an heir     Cordon Prepull Drain Reset DeleteNode | RemoveMember Fence DeleteNode(victim) | IssueKey Join Verify Cleanup Snapshot Close
+//	replace  a dead master, by an heir     Cordon Prepull Drain Reset DeleteNode | RemoveMember Fence                    | IssueKey Join Verify Cleanup Snapshot Close
 //	grow     one master more               Cordon Prepull Drain Reset DeleteNode |                                       | IssueKey Join Verify Cleanup Snapshot Close
 //	retire   one master less               Cordon Drain MoveLeader               | RemoveMember Fence Verify DeleteNode  | Snapshot Close
 //	undone   the victim came back, or      Cleanup Fence(heir) RemoveMember(what the heir left) Close

@@ -81,6 +81,7 @@ func (w *world) anything() {
 		p.pods = w.choose(4)
 	case 34:
 		w.flaky = true
+		w.fullDisk = !w.fullDisk
 	case 35:
 		w.pulls = !w.pulls
 	case 36:

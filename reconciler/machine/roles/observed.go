@@ -48,19 +48,20 @@ const (
 // Limits say what an heir must be able to do, and how long a step may take. The
 // zero value of each takes the default that its comment names.
 type Limits struct {
-	CPU     int           // cores; 2
-	Memory  int64         // bytes; 2 GiB, less what a kernel keeps of it
-	Fsync   time.Duration // p99 of a write below etcd; 10ms
-	Skew    time.Duration // of a clock; 5s
-	Silent  time.Duration // a sign of life is older than this: silent; 40s
-	Lost    time.Duration // an heir that is silent for so long failed; 5m, for PCs that start slowly
-	Prepull time.Duration // 10m
-	Drain   time.Duration // 5m
-	Reset   time.Duration // with the reboot; 10m
-	Join    time.Duration // 10m
-	Verify  time.Duration // 10m
-	Held    time.Duration // a prepared heir is kept waiting by breakers for so long; 30m
-	Repair  time.Duration // between two restarts of a kubelet; 2m
+	CPU      int           // cores; 2
+	Memory   int64         // bytes; 2 GiB, less what a kernel keeps of it
+	Fsync    time.Duration // p99 of a write below etcd; 10ms
+	Skew     time.Duration // of a clock; 5s
+	Silent   time.Duration // a sign of life is older than this: silent; 40s
+	Lost     time.Duration // an heir that is silent for so long failed; 5m, for PCs that start slowly
+	Prepull  time.Duration // 10m
+	Drain    time.Duration // 5m
+	Reset    time.Duration // with the reboot; 10m
+	Join     time.Duration // 10m
+	Verify   time.Duration // 10m
+	Snapshot time.Duration // 2m
+	Held     time.Duration // a prepared heir is kept waiting by breakers for so long; 30m
+	Repair   time.Duration // between two restarts of a kubelet; 2m
 }
 
 func (l Limits) withDefaults() Limits {
@@ -75,6 +76,7 @@ func (l Limits) withDefaults() Limits {
 	l.Reset = cmp.Or(l.Reset, 10*time.Minute)
 	l.Join = cmp.Or(l.Join, 10*time.Minute)
 	l.Verify = cmp.Or(l.Verify, 10*time.Minute)
+	l.Snapshot = cmp.Or(l.Snapshot, 2*time.Minute)
 	l.Held = cmp.Or(l.Held, 30*time.Minute)
 	l.Repair = cmp.Or(l.Repair, 2*time.Minute)
 	return l

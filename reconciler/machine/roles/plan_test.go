@@ -94,13 +94,12 @@ retire pc-02 (dead 12m): heir pc-04, score 0.97, runner-up pc-08 0.89
    4  delete the Node of pc-04
    5  remove the etcd member a2 of pc-02
    6  make pc-02 a worker, generation 2
-   7  delete the Node of pc-02
-   8  issue a key and a token for pc-04
-   9  join pc-04 as a master, generation 2
-  10  verify pc-04
-  11  delete the key and the token
-  12  write a snapshot of etcd
-  13  close crown-1
+   7  issue a key and a token for pc-04
+   8  join pc-04 as a master, generation 2
+   9  verify pc-04
+  10  delete the key and the token
+  11  write a snapshot of etcd
+  12  close crown-1
 MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
 pc-04    0.97   1.00    1.00  0.80  1.00       1.00
 pc-08    0.89   1.00    0.67  0.80  1.00       1.00
@@ -116,13 +115,12 @@ retire pc-02 (silent 6m): heir pc-04, score 0.97, runner-up pc-08 0.89
    4  delete the Node of pc-04
    5  in 4m: remove the etcd member a2 of pc-02
    6  make pc-02 a worker, generation 2
-   7  delete the Node of pc-02
-   8  issue a key and a token for pc-04
-   9  join pc-04 as a master, generation 2
-  10  verify pc-04
-  11  delete the key and the token
-  12  write a snapshot of etcd
-  13  close crown-1
+   7  issue a key and a token for pc-04
+   8  join pc-04 as a master, generation 2
+   9  verify pc-04
+  10  delete the key and the token
+  11  write a snapshot of etcd
+  12  close crown-1
 MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
 pc-04    0.97   1.00    1.00  0.80  1.00       1.00
 pc-08    0.89   1.00    0.67  0.80  1.00       1.00
@@ -138,13 +136,12 @@ retire pc-02 (silent 1m): heir pc-04, score 0.97, runner-up pc-08 0.89
    4  delete the Node of pc-04
    5  in 9m: remove the etcd member a2 of pc-02
    6  make pc-02 a worker, generation 2
-   7  delete the Node of pc-02
-   8  issue a key and a token for pc-04
-   9  join pc-04 as a master, generation 2
-  10  verify pc-04
-  11  delete the key and the token
-  12  write a snapshot of etcd
-  13  close crown-1
+   7  issue a key and a token for pc-04
+   8  join pc-04 as a master, generation 2
+   9  verify pc-04
+  10  delete the key and the token
+  11  write a snapshot of etcd
+  12  close crown-1
 waiting: NotYetDead: Machine pc-02: silent for 1m; an heir is prepared after 5m, and takes over after 10m
 MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
 pc-04    0.97   1.00    1.00  0.80  1.00       1.00
@@ -179,13 +176,12 @@ retire pc-02 (dead 12m): heir pc-06, score 0.84 and preferred, runner-up pc-08 0
    5  delete the Node of pc-06
    6  remove the etcd member a2 of pc-02
    7  make pc-02 a worker, generation 2
-   8  delete the Node of pc-02
-   9  issue a key and a token for pc-06
-  10  join pc-06 as a master, generation 2
-  11  verify pc-06
-  12  delete the key and the token
-  13  write a snapshot of etcd
-  14  close crown-4
+   8  issue a key and a token for pc-06
+   9  join pc-06 as a master, generation 2
+  10  verify pc-06
+  11  delete the key and the token
+  12  write a snapshot of etcd
+  13  close crown-4
 MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
 pc-06    0.84   1.00    0.50  0.80  1.00       1.00      preferred
 pc-08    0.89   1.00    0.67  0.80  1.00       1.00
@@ -415,9 +411,9 @@ retire pc-02 (wiped): no other machine can take over, so it is struck off, and c
    1  begin crown-1
    2  remove the etcd member a2 of pc-02
    3  make pc-02 a worker, generation 2
-   4  delete the Node of pc-02
-   5  write a snapshot of etcd
-   6  close crown-1
+   4  write a snapshot of etcd
+   5  close crown-1
+   6  delete the Node of pc-02
    7  join pc-02 as a worker
 crown a worker: masters 2 -> 3: heir pc-02, score 0.89, no runner-up
    8  begin crown-2

@@ -43,6 +43,10 @@ func (v *view) goOn(c *Crown) (d Decision) {
 		if c.Undo == "" && c.Heir != "" && !v.verified(c) {
 			ended.Outcome, ended.Cause = Failed, "it is a master, and did not become Ready in time"
 		}
+		if c.Step == Snapshot && !v.snapshot(c) {
+			// The roles are as they should be, and the next dead master must not wait.
+			ended.Cause = cmp.Or(ended.Cause, "no snapshot of etcd was written: "+cmp.Or(c.Error, "nobody reported one"))
+		}
 		record = &ended
 	}
 	d.Step, d.Record = &step, record
@@ -114,7 +118,9 @@ func (v *view) done(c *Crown, s stage) bool {
 	case Reset:
 		return m.Blank && m.Boot != c.Boot
 	case DeleteNode:
-		return !m.Joined || s.who == victim && v.isPaused(c.Victim)
+		// That of a victim stays until it has proved that it is reset; it goes then
+		// like that of any blank machine.
+		return !m.Joined || s.who == victim && (v.isPaused(c.Victim) || !m.Blank || m.Reached != m.Generation)
 	case MoveLeader:
 		return !v.isVoter(c.Victim) || !v.member[c.Victim].Leader
 	case RemoveMember:
@@ -137,10 +143,13 @@ func (v *view) done(c *Crown, s stage) bool {
 	case Cleanup:
 		return v.o.Key.For == ""
 	case Snapshot:
-		return c.Step == Snapshot && !v.o.Snapshot.Before(c.Since)
+		return c.Step == Snapshot && (v.snapshot(c) || c.Attempts >= maxAttempts || v.over(c, s, v.d.Limits.Snapshot))
 	}
 	return false
 }
+
+// snapshot reports whether one was written in the step that is for it.
+func (v *view) snapshot(c *Crown) bool { return !v.o.Snapshot.Before(c.Since) }
 
 // hasKey reports whether a key for a machine exists that it can still use.
 func (v *view) hasKey(m *Machine) bool {
@@ -296,7 +305,7 @@ func (v *view) gate(d *Decision, c *Crown, s stage, step *Step) bool {
 	case DeleteNode:
 		step.Why = "kubeadm refuses to join while a Node of that name is Ready"
 		if s.who == victim {
-			step.Why = "it is no master any more, and its Pods are freed"
+			step.Why = "it is reset, and joins again as a worker"
 		}
 	case MoveLeader:
 		return v.moveLeader(d, c, step)

@@ -114,6 +114,7 @@ type world struct {
 	past    []reading // for caches that lag
 
 	flaky     bool     // the next write meets an error
+	fullDisk  bool     // no snapshot can be written
 	violation error    // the first invariant that was broken
 	log       []string // what happened, for people
 	steps     int
@@ -126,6 +127,8 @@ func (w *world) note(format string, a ...any) {
 	w.log = append(w.log, w.now.Format("15:04:05 ")+fmt.Sprintf(format, a...))
 }
 
+// The numbers are those of the design's list of what must hold; 13 is ours: the
+// Node of a machine stays until the machine has proved that it runs nothing of it.
 func (w *world) violate(number int, format string, a ...any) {
 	if w.violation == nil {
 		w.violation = fmt.Errorf("invariant %d: %s", number, fmt.Sprintf(format, a...))
@@ -608,7 +611,9 @@ func (w *world) act(s *Step) {
 	case Cleanup:
 		w.key = Key{}
 	case Snapshot:
-		w.snap = w.now
+		if !w.fullDisk {
+			w.snap = w.now
+		}
 	case MoveLeader:
 		for _, m := range w.members {
 			if m.name == s.To && !m.learner && w.answers(m) {
@@ -671,6 +676,11 @@ func (w *world) check(b *brain, r reading, s *Step, d *Decision) {
 			if m.name == s.Machine && !m.learner && p.data == m.id && w.objects[s.Machine].role == Master {
 				w.violate(2, "%s has a voter, and the step is %s", s.Machine, s)
 			}
+		}
+	case DeleteNode:
+		// With the Node gone, Kubernetes starts the Pods of StatefulSets elsewhere.
+		if p := w.pc(s.Machine); p.conf && r.version == w.version {
+			w.violate(13, "the Node of %s is deleted, and it may run what it was given", s.Machine)
 		}
 	case IssueKey:
 		if w.objects[s.Machine].role == Master && w.pc(s.Machine).data == 0 && w.pc(s.Machine).reached == w.objects[s.Machine].generation {
