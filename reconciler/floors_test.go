@@ -47,6 +47,7 @@ var mayImport = map[string][]string{
 	"reconciler/machine":               {"reconciler/plan"},
 	"reconciler/machine/roles":         {"reconciler/plan"},          // pure: who becomes a master
 	"reconciler/machine/etcd":          {"reconciler/machine/roles"}, // its membership, as roles see it
+	"reconciler/machine/crown":         {"reconciler/plan", "reconciler/machine/roles"},
 	"reconciler/machine/host":          {},
 	"reconciler/machine/host/hosttest": {"reconciler/machine/host"},
 	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},

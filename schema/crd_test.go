@@ -10,6 +10,7 @@ import (
 
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine/crown"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 )
 
@@ -19,6 +20,7 @@ type crd struct {
 	kind, plural, short string
 	spec, status        any
 	labels              map[string]any
+	whole               bool // spec and status are written in one write, by one hand
 	columns             []column
 }
 
@@ -60,6 +62,18 @@ func crds() []crd {
 				{Name: "Kubelet", Type: "string", JSONPath: ".status.inventory.versions.kubelet", Description: "Version of its kubelet", Priority: 1},
 				{Name: "Message", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].message`, Description: "What keeps it from being ready", Priority: 1},
 			}},
+		{kind: "Crown", plural: "crowns", short: "cr", spec: crown.Spec{}, status: crown.Status{}, whole: true,
+			columns: []column{
+				{Name: "Kind", Type: "string", JSONPath: ".spec.kind", Description: "replace, grow or retire"},
+				{Name: "Victim", Type: "string", JSONPath: ".spec.victim", Description: "Who ceases to be a master"},
+				{Name: "Heir", Type: "string", JSONPath: ".spec.heir", Description: "Who becomes one"},
+				{Name: "Step", Type: "string", JSONPath: ".status.step", Description: "What is being done"},
+				{Name: "Machine", Type: "string", JSONPath: ".status.machine", Description: "To whom"},
+				{Name: "Outcome", Type: "string", JSONPath: ".status.outcome", Description: "How it ended; empty while it is open"},
+				{Name: "Age", Type: "date", JSONPath: ".spec.begun", Description: "When it began"},
+				{Name: "Cause", Type: "string", JSONPath: ".status.cause", Description: "Why it was undone", Priority: 1},
+				{Name: "Why", Type: "string", JSONPath: ".spec.why", Description: "Why it began", Priority: 1},
+			}},
 		{kind: "Desktop", plural: "desktops", short: "dt", spec: kube.Desktop{},
 			columns: []column{
 				{Name: "Image", Type: "string", JSONPath: ".spec.image", Description: "Image of the container"},
@@ -95,7 +109,9 @@ func (c crd) object(t *testing.T, r *jsonschema.Reflector) map[string]any {
 	}
 	if c.status != nil {
 		properties["status"] = structural(t, r, c.status)
-		version["subresources"] = map[string]any{"status": map[string]any{}}
+		if !c.whole {
+			version["subresources"] = map[string]any{"status": map[string]any{}}
+		}
 	}
 	schema := map[string]any{
 		"type": "object", "properties": properties,
