@@ -222,7 +222,11 @@ func (p *pc) act(c host.Command, line, stdin string) (string, error) {
 
 func (p *pc) kubeadm(c host.Command, words []string) (string, error) {
 	if words[1] == "reset" {
-		for _, file := range []string{"/etc/kubernetes", "/var/lib/kubelet", "/var/lib/etcd"} {
+		files := []string{"/etc/kubernetes", "/var/lib/kubelet"}
+		if p.Exists(manifests+"/etcd.yaml") && !slices.Contains(words, "remove-etcd-member") { // else it takes etcd for somebody else's
+			files = append(files, "/var/lib/etcd")
+		}
+		for _, file := range files {
 			os.RemoveAll(p.Path(file))
 		}
 		p.running[host.KubeletUnit], p.cluster = false, false
