@@ -179,6 +179,9 @@ func admit(site *plan.Site, id plan.ID, document map[string]any, d *Machine, m *
 	}
 	var before record
 	if m != nil {
+		if orders, ok := m.spec["orders"]; ok {
+			document["orders"] = orders // another hand of the daemon's gives them
+		}
 		before = m.record
 	}
 	seen := partOf(n, before)

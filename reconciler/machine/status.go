@@ -21,6 +21,25 @@ type Assigned struct {
 	Role string `json:"role,omitempty" jsonschema:"enum=master,enum=worker"`
 	// RoleGeneration grows by one with each change of role, and never shrinks. The first is 1.
 	RoleGeneration int64 `json:"roleGeneration,omitempty" jsonschema:"minimum=1"`
+	// Orders to the machine's agent.
+	Orders Orders `json:"orders,omitzero"`
+}
+
+// Orders are what the daemon tells the agent of one machine to do, beside the
+// role that it assigns. Each is a word: a new word is a new order, which the agent
+// carries out once and then repeats in its status (Done). An old word stays until
+// the next one, and means nothing any more.
+type Orders struct {
+	// Reset has a worker made blank and rebooted. The word is the name of a crown.
+	Reset string `json:"reset,omitempty"`
+	// Prepull has the images of a control plane looked for, and brought where they are missing.
+	Prepull string `json:"prepull,omitempty"`
+	// RestartKubelet has the kubelet restarted.
+	RestartKubelet string `json:"restartKubelet,omitempty"`
+	// Snapshot has a master write a snapshot of etcd onto its own disk.
+	Snapshot string `json:"snapshot,omitempty"`
+	// UploadCerts has a master encrypt the keys of the site for a machine that is to become one. The word is the name of that machine, a slash, and what makes it differ from the last.
+	UploadCerts string `json:"uploadCerts,omitempty"`
 }
 
 // The phases of a machine.
@@ -49,6 +68,22 @@ type Status struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// RoleGeneration is the generation of the role that the machine has reached.
 	RoleGeneration int64 `json:"roleGeneration,omitempty"`
+	// FailedGeneration is the generation of the role for which a join failed: each is tried once.
+	FailedGeneration int64 `json:"failedGeneration,omitempty"`
+	// Failure is why.
+	Failure string `json:"failure,omitempty"`
+	// Blank is true of a machine that was reset and waits to join: no kubelet, no control plane, no etcd data, no keys.
+	Blank bool `json:"blank,omitempty"`
+	// Keys is true where the private keys of the site are on the disk.
+	Keys bool `json:"keys,omitempty"`
+	// Images is true where the images of a control plane are there.
+	Images bool `json:"images,omitempty"`
+	// ClockAhead is by how much the clock is ahead of a master's, such as -1.5s; to about a second.
+	ClockAhead string `json:"clockAhead,omitempty"`
+	// UnorderedBoots is how often the machine started without being told to, within 30 days.
+	UnorderedBoots int `json:"unorderedBoots,omitempty"`
+	// Done are the orders that were carried out last.
+	Done Orders `json:"done,omitzero"`
 	// Inventory is what the machine is made of.
 	Inventory Inventory `json:"inventory,omitzero"`
 	// Conditions are Ready, ClockInStep, DiskFit and APIReachable.
