@@ -57,6 +57,11 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 		status, _, _ := objects.ReadStatus(ctx, name)
 		return status.Commit.Reached
 	}
+	keeper, err := newKeeper(config, objects, log)
+	if err != nil {
+		return err
+	}
+	defer keeper.Close()
 	observer := newObserver(objects, log)
 	r.Observer = func(ctx context.Context, round reconciler.Round) {
 		metrics.observe(round)
@@ -66,16 +71,17 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 		}
 	}
 
+	work := together(r.Run, keeper.Run)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return watchSource(ctx, src, r, log) })
 	group.Go(func() error { return serve(ctx, f.listen, metrics, r.Poll, secret, log) })
 	group.Go(func() error {
 		if f.noLeader {
 			metrics.leader.Set(1)
-			r.Run(ctx)
+			work(ctx)
 			return nil
 		}
-		return lead(ctx, config, metrics, log, r.Run)
+		return lead(ctx, config, metrics, log, work)
 	})
 	return group.Wait()
 }

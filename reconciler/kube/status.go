@@ -64,13 +64,20 @@ func decodeStatus(object *unstructured.Unstructured) (status plan.SiteStatus, su
 		}
 	}
 	status.ObservedGeneration = object.GetGeneration()
-	if text := object.GetAnnotations()[suspendedAnnotation]; text != "" {
-		suspension = &Suspension{}
-		if json.Unmarshal([]byte(text), suspension) != nil {
-			suspension = &Suspension{Reason: text} // written by hand: it stops the site all the same
-		}
+	return status, SuspensionOf(object), nil
+}
+
+// SuspensionOf is the suspension that a Site object has, nil for none.
+func SuspensionOf(site *unstructured.Unstructured) *Suspension {
+	text := site.GetAnnotations()[suspendedAnnotation]
+	if text == "" {
+		return nil
 	}
-	return status, suspension, nil
+	s := &Suspension{}
+	if json.Unmarshal([]byte(text), s) != nil {
+		s = &Suspension{Reason: text} // written by hand: it stops the site all the same
+	}
+	return s
 }
 
 // SiteNames are the names of the Site objects in the cluster: one, or none

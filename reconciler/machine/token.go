@@ -24,9 +24,9 @@ import (
 )
 
 const (
-	// joiners is the group that a token makes its bearer a member of; kubeadm
+	// Joiners is the group that a token makes its bearer a member of; kubeadm
 	// init lets it ask for a node's certificate, and little else.
-	joiners = "system:bootstrappers:kubeadm:default-node-token"
+	Joiners = "system:bootstrappers:kubeadm:default-node-token"
 
 	maxMasters = 3 // in an invitation: one may be off, and the line must fit a screen
 )
@@ -60,7 +60,7 @@ func Invite(ctx context.Context, config *rest.Config, now time.Time, valid time.
 				bootstrap.BootstrapTokenSecretKey:           i.TokenSecret(),
 				bootstrap.BootstrapTokenExpirationKey:       i.Expires.Format(time.RFC3339),
 				bootstrap.BootstrapTokenDescriptionKey:      "made by reconcile token, for machines to join",
-				bootstrap.BootstrapTokenExtraGroupsKey:      joiners,
+				bootstrap.BootstrapTokenExtraGroupsKey:      Joiners,
 				bootstrap.BootstrapTokenUsageAuthentication: "true",
 				bootstrap.BootstrapTokenUsageSigningKey:     "true", // kube-public/cluster-info, for the machine to know the site by
 			},

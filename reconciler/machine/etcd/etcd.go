@@ -31,6 +31,9 @@ import (
 	"google.golang.org/grpc"
 )
 
+// ClientPort is where a master's etcd answers, as kubeadm has it.
+const ClientPort = 2379
+
 // Cluster is the etcd of a site. Make one with Open, and Close it.
 type Cluster struct {
 	tls     *tls.Config
