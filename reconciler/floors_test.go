@@ -32,6 +32,7 @@ var mayImport = map[string][]string{
 	"cmd/lab/room":         {"cmd/lab/here", "cmd/lab/lock"},
 	"cmd/lab/room/site":    {"cmd/lab/room"},
 	"cmd/lab/gitserver":    {},
+	"cmd/lab/etcdtest":     {"cmd/lab/build", "reconciler/machine/etcd", "reconciler/machine/roles"},
 	"cmd/lab/e2e/probe":    {},
 
 	// floor 2: the loop
@@ -45,9 +46,9 @@ var mayImport = map[string][]string{
 	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree"},
 	"reconciler/source/validate":       {"reconciler/plan", "schema"},
 	"reconciler/machine":               {"reconciler/plan"},
-	"reconciler/machine/roles":         {"reconciler/plan"},          // pure: who becomes a master
-	"reconciler/machine/etcd":          {"reconciler/machine/roles"}, // its membership, as roles see it
-	"reconciler/machine/crown":         {"reconciler/plan", "reconciler/machine/roles"},
+	"reconciler/machine/roles":         {"reconciler/plan"},                                                                              // pure: who becomes a master
+	"reconciler/machine/etcd":          {"reconciler/machine/roles"},                                                                     // its membership, as roles see it
+	"reconciler/machine/crown":         {"reconciler/plan", "reconciler/machine", "reconciler/machine/roles", "reconciler/machine/etcd"}, // carries out what roles decide
 	"reconciler/machine/host":          {},
 	"reconciler/machine/host/hosttest": {"reconciler/machine/host"},
 	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},

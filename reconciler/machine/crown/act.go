@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
@@ -104,16 +106,28 @@ func (k *Keeper) orderOf(ctx context.Context, r *reading, name string, change fu
 	return k.order(ctx, m, change)
 }
 
-// patch changes the spec of a Machine, in the version that was read.
+// patch changes the spec of a Machine, if it still is the one that was read. What
+// its agent reports meanwhile is no hindrance: only the spec counts as another
+// generation.
 func (k *Keeper) patch(ctx context.Context, m kept, spec map[string]any) error {
-	body, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": m.Metadata.UID, "resourceVersion": m.Metadata.ResourceVersion}, "spec": spec,
-	})
+	type operation struct {
+		Op    string `json:"op"`
+		Path  string `json:"path"`
+		Value any    `json:"value"`
+	}
+	patch := []operation{{"test", "/metadata/uid", m.Metadata.UID}, {"test", "/metadata/generation", m.Metadata.Generation}}
+	for _, field := range slices.Sorted(maps.Keys(spec)) {
+		patch = append(patch, operation{"add", "/spec/" + field, spec[field]})
+	}
+	body, err := json.Marshal(patch)
 	if err != nil {
 		return err
 	}
 	machines := k.dynamic.Resource(machine.Resource())
-	_, err = machines.Patch(ctx, m.Metadata.Name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager, FieldValidation: metav1.FieldValidationStrict})
+	_, err = machines.Patch(ctx, m.Metadata.Name, types.JSONPatchType, body, metav1.PatchOptions{FieldManager: manager, FieldValidation: metav1.FieldValidationStrict})
+	if apierrors.IsInvalid(err) { // which is how a test that fails is told
+		err = fmt.Errorf("it was written by another hand meanwhile: %v", err)
+	}
 	if err != nil {
 		return fmt.Errorf("write Machine %s: %w", m.Metadata.Name, err)
 	}

@@ -49,6 +49,7 @@ type Options struct {
 	Limits roles.Limits
 
 	Every time.Duration    // between two turns; 0 is 5 s
+	Etcd  time.Duration    // that a member may take to answer; 0 is 2 s
 	Log   *slog.Logger     // nil is silent
 	Now   func() time.Time // nil is time.Now
 }
@@ -81,7 +82,7 @@ func New(o Options) (k *Keeper, err error) {
 	config := rest.CopyConfig(o.Config)
 	config.QPS = -1
 	config.Timeout = 10 * time.Second // an API server that hangs is one that is gone
-	o.Every = cmp.Or(o.Every, 5*time.Second)
+	o.Every, o.Etcd = cmp.Or(o.Every, 5*time.Second), cmp.Or(o.Etcd, 2*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -270,7 +271,7 @@ func (k *Keeper) etcd(ctx context.Context) (*etcd.Cluster, error) {
 	if k.cluster != nil {
 		_ = k.cluster.Close()
 	}
-	k.cluster = etcd.Open(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12}, 0)
+	k.cluster = etcd.Open(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, MinVersion: tls.VersionTLS12}, k.Etcd)
 	k.password = s.ResourceVersion
 	return k.cluster, nil
 }

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kingmaker-io/kingmaker/cmd/lab/etcdtest"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/etcd"
-	"github.com/kingmaker-io/kingmaker/reconciler/machine/etcd/etcdtest"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/roles"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )

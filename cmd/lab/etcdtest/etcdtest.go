@@ -11,6 +11,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -175,11 +176,21 @@ func (s *Site) Run(name string, more ...string) {
 	s.T.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
 }
 
+// Wipe takes a machine's data away, and what it was last started with.
+func (s *Site) Wipe(name string) {
+	s.T.Helper()
+	if err := os.RemoveAll(s.File(name)); err != nil {
+		s.T.Fatal(err)
+	}
+	p := s.Members[name]
+	p.args = slices.DeleteFunc(p.args, func(a string) bool { return strings.HasPrefix(a, "--initial-cluster") })
+}
+
 // Kill is a power cut.
 func (s *Site) Kill(name string) {
 	s.T.Helper()
 	p := s.Members[name]
-	if err := p.Cmd.Process.Kill(); err != nil {
+	if err := p.Cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) { // a removed member ends by itself
 		s.T.Fatal(err)
 	}
 	<-p.Ended
