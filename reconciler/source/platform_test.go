@@ -110,7 +110,7 @@ const ownSettings = `{apiVersion: v1, kind: ConfigMap, metadata: {name: kube-fla
 func TestPlatformRestarts(t *testing.T) {
 	mounted := map[string]bool{}
 	for _, spec := range []string{"", "  network: {pods: 10.20.0.0/16}\n", "  network: {backend: vxlan}\n", "  platform: {patches: [{patch: '" + ownSettings + "'}]}\n"} {
-		text, err := json.Marshal(object(t, platform(t, spec), "DaemonSet.apps", ""))
+		text, err := json.Marshal(object(t, platform(t, spec), "DaemonSet.apps", "kube-flannel/"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -151,10 +151,10 @@ func TestPlatformManaged(t *testing.T) {
 func TestPlatformImages(t *testing.T) {
 	s := platform(t, "  platform:\n    patches:\n    - patch: |\n"+
 		"        {apiVersion: apps/v1, kind: DaemonSet, metadata: {name: kube-flannel-ds, namespace: kube-flannel}, spec: {template: {spec: {containers: [{name: kube-flannel, image: kingmaker.dev/flannel:ours}]}}}}\n")
-	for kind, want := range map[string]string{"Deployment.apps": `"image":"kingmaker.dev/reconcile:0.1.0-test"`, "DaemonSet.apps": `"image":"kingmaker.dev/flannel:ours"`} {
-		text, err := json.Marshal(object(t, s, kind, ""))
+	for namespace, want := range map[string]string{"kingmaker-system/": `"image":"kingmaker.dev/reconcile:0.1.0-test"`, "kube-flannel/": `"image":"kingmaker.dev/flannel:ours"`} {
+		text, err := json.Marshal(object(t, s, "DaemonSet.apps", namespace))
 		if err != nil || !strings.Contains(string(text), want) {
-			t.Errorf("%s lacks %s: %v", kind, want, err)
+			t.Errorf("%s lacks %s: %v", namespace, want, err)
 		}
 	}
 }

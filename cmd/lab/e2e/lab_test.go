@@ -130,7 +130,7 @@ func everything() string {
 		out, _ := command(site.binary, args...)
 		fmt.Fprintf(&b, "== lab %s\n%s\n", strings.Join(args, " "), out)
 	}
-	for _, args := range [][]string{{"get", "machines,nodes,pods", "-A", "-o", "wide"}, {"logs", "-n", "kingmaker-system", "deploy/reconcile", "--tail", "50"}} {
+	for _, args := range [][]string{{"get", "machines,nodes,pods", "-A", "-o", "wide"}, {"logs", "-n", "kingmaker-system", "daemonset/reconcile", "--all-pods", "--prefix", "--tail", "50"}} {
 		out, _ := kubectl(args...)
 		fmt.Fprintf(&b, "== kubectl %s\n%s\n", strings.Join(args, " "), out)
 	}

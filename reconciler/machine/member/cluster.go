@@ -98,26 +98,29 @@ func (c *cluster) ready(ctx context.Context, node string) (ok bool, why string, 
 	return false, "its kubelet has not reported yet", nil
 }
 
-// reconciler reports whether the Deployment is there, whether it works, and if
-// not why.
+// reconciler reports whether the DaemonSet is there, whether it works, and if not
+// why. One that works is enough: it has the lease, or takes it.
 func (c *cluster) reconciler(ctx context.Context) (exists, works bool, why string, err error) {
 	var d struct {
-		Status struct {
-			AvailableReplicas int
-			Conditions        []struct{ Type, Status, Message string }
+		Metadata struct{ Generation int64 }
+		Status   struct {
+			ObservedGeneration                      int64
+			DesiredNumberScheduled, NumberAvailable int
 		}
 	}
-	deployments := schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-	exists, err = c.get(ctx, deployments, systemNamespace, reconcilerName, &d)
+	daemonSets := schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
+	exists, err = c.get(ctx, daemonSets, systemNamespace, reconcilerName, &d)
 	if err != nil || !exists {
 		return exists, false, "it is not there", err
 	}
-	for _, condition := range d.Status.Conditions {
-		if condition.Type == "Available" {
-			why = condition.Message
-		}
+	switch s := d.Status; {
+	case s.ObservedGeneration < d.Metadata.Generation:
+		return true, false, "its Pods are not planned yet", nil
+	case s.DesiredNumberScheduled == 0:
+		return true, false, "no Node is a master's", nil
+	default:
+		return true, s.NumberAvailable > 0, fmt.Sprintf("%d of %d Pods work", s.NumberAvailable, s.DesiredNumberScheduled), nil
 	}
-	return true, d.Status.AvailableReplicas > 0, why, nil
 }
 
 // has reports whether the cluster has ConfigMaps and Secrets with these data.

@@ -387,3 +387,32 @@ func TestKubeadmConfigs(t *testing.T) {
 		}
 	}
 }
+
+// TestReconcilerWorks reads the reconciler's DaemonSet as its controller leaves it.
+func TestReconcilerWorks(t *testing.T) {
+	p := newPC(t)
+	p.put(adminConf, kubeconfigHere(p.api.URL))
+	p.cluster = true
+	for _, test := range []struct {
+		have          map[string]any
+		exists, works bool
+		why           string
+	}{
+		{nil, false, false, "it is not there"},
+		{aDaemonSet(1, 0, 0, 0), true, false, "its Pods are not planned yet"},
+		{aDaemonSet(2, 1, 1, 1), true, false, "its Pods are not planned yet"}, // what is available is of before
+		{aDaemonSet(1, 1, 0, 0), true, false, "no Node is a master's"},
+		{aDaemonSet(1, 1, 1, 0), true, false, "0 of 1 Pods work"},
+		{aDaemonSet(1, 1, 3, 1), true, true, "1 of 3 Pods work"},
+	} {
+		p.daemonSet = test.have
+		c, err := openCluster(p.Host, adminConf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		exists, works, why, err := c.reconciler(t.Context())
+		if err != nil || exists != test.exists || works != test.works || why != test.why {
+			t.Errorf("%v: exists %v, works %v: %s %v", test.have, exists, works, why, err)
+		}
+	}
+}

@@ -40,16 +40,16 @@ type pc struct {
 	// fault is asked before a command takes effect, and after.
 	fault func(n int, command string, after bool) error
 
-	mu         sync.Mutex // over the cluster
-	cluster    bool       // the API server is up
-	node       map[string]any
-	deployment map[string]any
-	objects    map[string]map[string]any // by path
-	patched    []string                  // requests
-	soon       int                       // looks after which the Node is Ready
-	api        *httptest.Server
-	render     func() error // nil is well
-	once       []error      // what reconcile --once says, one after another; then well
+	mu        sync.Mutex // over the cluster
+	cluster   bool       // the API server is up
+	node      map[string]any
+	daemonSet map[string]any
+	objects   map[string]map[string]any // by path
+	patched   []string                  // requests
+	soon      int                       // looks after which the Node is Ready
+	api       *httptest.Server
+	render    func() error // nil is well
+	once      []error      // what reconcile --once says, one after another; then well
 }
 
 // killed is the death of noded itself: nothing of it runs any more.
@@ -194,7 +194,7 @@ func (p *pc) act(c host.Command, line, stdin string) (string, error) {
 			p.once = p.once[1:]
 			return "", err
 		}
-		p.deployment = map[string]any{"status": map[string]any{"availableReplicas": 1}}
+		p.daemonSet = aDaemonSet(2, 2, 1, 1)
 		p.soon = 3
 		return "0 changes made\n", nil
 	case strings.HasPrefix(line, "kubectl "):
@@ -257,7 +257,7 @@ func (p *pc) kubeadm(c host.Command, words []string) (string, error) {
 		p.put(manifests+"/kube-apiserver.yaml", "")
 		p.put(etcdData+"/wal", "")
 		p.rules += "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
-		p.objects, p.deployment = map[string]map[string]any{}, nil // a new cluster
+		p.objects, p.daemonSet = map[string]map[string]any{}, nil // a new cluster
 	} else {
 		p.soon = 3
 	}
@@ -294,8 +294,8 @@ func (p *pc) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	case strings.Contains(path, "/machines/"):
 		body = map[string]any{"status": map[string]any{"phase": "Ready", "conditions": []any{map[string]any{"type": "Ready", "status": "True", "reason": "NodeReady", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}}}}
-	case strings.HasSuffix(path, "/deployments/reconcile"):
-		body = p.deployment
+	case strings.HasSuffix(path, "/daemonsets/reconcile"):
+		body = p.daemonSet
 	case strings.Contains(path, "/kingmaker-system/"):
 		_, name, _ := strings.Cut(path, "/kingmaker-system/")
 		body = p.objects[name]
@@ -312,6 +312,12 @@ func (p *pc) serve(w http.ResponseWriter, r *http.Request) {
 		body = copied
 	}
 	json.NewEncoder(w).Encode(body)
+}
+
+// aDaemonSet is the reconciler's, as the cluster has it.
+func aDaemonSet(generation, observed, desired, available int) map[string]any {
+	return map[string]any{"metadata": map[string]any{"generation": generation},
+		"status": map[string]any{"observedGeneration": observed, "desiredNumberScheduled": desired, "numberAvailable": available}}
 }
 
 func (p *pc) tell(line string) { p.told = append(p.told, line) }
