@@ -53,17 +53,39 @@ type Agent struct {
 
 	mu    sync.Mutex
 	facts facts
+	own   own
+	wake  chan struct{} // made by Run; full when the duties have news
+	due   chan struct{} // made by Run; full when there is something to report
+}
+
+// own is what the agent knows of its own Machine, and tells of itself.
+type own struct {
+	name  string
+	spec  *machine.Assigned // as last heard in this run; nil is not yet
+	ready bool              // its Node, at the last beat
+	known bool  // the rest is: the duties have looked
+	part  member.Part
+	blank bool
+	keys  bool
 }
 
 // facts are what changes slowly.
 type facts struct {
 	inventory host.Inventory
 	fsync     time.Duration // 0 is not measured yet
+	images    bool          // those of a control plane are there
 }
 
 // Run is at work until ctx ends. It waits while the machine is no member, and
 // begins anew when it becomes one, or another.
 func (a *Agent) Run(ctx context.Context) error {
+	a.mu.Lock()
+	a.wake, a.due = make(chan struct{}, 1), make(chan struct{}, 1)
+	a.mu.Unlock()
+	// Duties are not cut short by what they bring about: a membership that changes.
+	duties := make(chan struct{})
+	go func() { defer close(duties); a.do(ctx) }()
+	defer func() { <-duties }()
 	for {
 		m, err := a.membership(ctx)
 		if err != nil {
@@ -85,7 +107,7 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 		a.alive()
 		m, err := member.Read(a.Host)
 		switch {
-		case m != nil && a.Host.Exists(member.KubeletConf):
+		case m != nil && a.Host.Exists(a.word()):
 			return m, nil
 		case err == nil:
 			err = errors.New("this machine is no member of a site: noded init or noded join makes it one")
@@ -97,6 +119,52 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 		if err := member.Wait(ctx, cmp.Or(a.Membership, 5*time.Second)); err != nil {
 			return nil, err
 		}
+	}
+}
+
+// word is the kubeconfig with which the machine speaks: its kubelet's, and of one
+// that was reset what it kept of that.
+func (a *Agent) word() string {
+	if a.Host.Exists(member.KubeletConf) {
+		return member.KubeletConf
+	}
+	return member.AgentConf
+}
+
+// hear notes what the site says of this machine, and wakes the duties where that is
+// news.
+func (a *Agent) hear(name string, spec machine.Assigned) {
+	a.mu.Lock()
+	news := a.own.spec == nil || a.own.name != name || a.own.spec.Role != spec.Role || a.own.spec.RoleGeneration != spec.RoleGeneration || a.own.spec.Orders != spec.Orders
+	a.own.name, a.own.spec = name, &spec
+	a.mu.Unlock()
+	if news {
+		poke(a.wake)
+	}
+}
+
+// heardOf is what was heard of a machine, nil for nothing.
+func (a *Agent) heardOf(name string) (spec *machine.Assigned, ready bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.own.name != name {
+		return nil, false
+	}
+	return a.own.spec, a.own.ready
+}
+
+// tellPart is what the next beat reports.
+func (a *Agent) tellPart(p member.Part, s state) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.own.known, a.own.part, a.own.blank, a.own.keys = true, p, s.blank, s.keys
+}
+
+// poke fills a channel of one, without waiting; nil is nobody who listens.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -161,11 +229,13 @@ func (a *Agent) measure(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			a.Log.WarnContext(ctx, "inventory", "error", err)
 		}
+		missing, e := member.MissingImages(ctx, a.Host)
+		a.mu.Lock()
 		if err == nil {
-			a.mu.Lock()
 			a.facts.inventory = inventory
-			a.mu.Unlock()
 		}
+		a.facts.images = e == nil && len(missing) == 0
+		a.mu.Unlock()
 		next := time.Now().Add(jitter(cmp.Or(a.Inventory, time.Hour)))
 		for time.Now().Before(next) {
 			until := next
@@ -223,7 +293,7 @@ func busy(h *host.Host) bool {
 func (a *Agent) known() facts {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return facts{a.facts.inventory, a.facts.fsync}
+	return a.facts
 }
 
 func (a *Agent) alive() {

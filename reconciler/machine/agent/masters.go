@@ -29,12 +29,14 @@ const watchFor = time.Minute
 // tells it of any master, the last good list stays.
 func (a *Agent) follow(ctx context.Context, m *member.Membership) {
 	var client dynamic.Interface
+	var word string
 	var told troubles
 	retry := cmp.Or(a.Retry, 3*time.Second)
 	for {
 		var err error
 		began := time.Now()
-		if client == nil {
+		if now := a.word(); client == nil || now != word {
+			word = now
 			client, err = a.watcher(m)
 		}
 		if err == nil {
@@ -58,7 +60,7 @@ func (a *Agent) follow(ctx context.Context, m *member.Membership) {
 }
 
 func (a *Agent) watcher(m *member.Membership) (dynamic.Interface, error) {
-	config, err := member.Connect(a.Host, member.KubeletConf)
+	config, err := member.Connect(a.Host, a.word())
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +85,7 @@ func (a *Agent) followOnce(ctx context.Context, client dynamic.Interface, m *mem
 	}
 	known := map[string]netip.AddrPort{}
 	for i := range list.Items {
-		if err := note(known, &list.Items[i]); err != nil {
+		if err := a.note(known, m, &list.Items[i]); err != nil {
 			return err
 		}
 	}
@@ -106,7 +108,7 @@ func (a *Agent) followOnce(ctx context.Context, client dynamic.Interface, m *mem
 		case event.Type == watch.Deleted:
 			delete(known, o.GetName())
 		default:
-			if err := note(known, o); err != nil {
+			if err := a.note(known, m, o); err != nil {
 				return err
 			}
 		}
@@ -117,11 +119,15 @@ func (a *Agent) followOnce(ctx context.Context, client dynamic.Interface, m *mem
 	return nil
 }
 
-// note keeps of a Machine what matters here: where its API server is.
-func note(known map[string]netip.AddrPort, o *unstructured.Unstructured) error {
+// note keeps of a Machine what matters here: where its API server is; and of the own
+// one what it is told to do.
+func (a *Agent) note(known map[string]netip.AddrPort, m *member.Membership, o *unstructured.Unstructured) error {
 	mc, err := read(o)
 	if err != nil {
 		return err
+	}
+	if o.GetName() == m.Name {
+		a.hear(m.Name, mc.Spec)
 	}
 	delete(known, o.GetName())
 	address := addressOf(mc.Status.Inventory.Address)

@@ -51,13 +51,15 @@ type object struct {
 // report beats: one heartbeat after the other, and faster while the API is away.
 func (a *Agent) report(ctx context.Context, m *member.Membership) {
 	var client dynamic.Interface
+	var word string
 	clock := &clock{}
 	var own *object // as the API had it last; nil is not seen yet
 	var away bool   // the API was, until now
 	var told troubles
 	for {
 		var err error
-		if client == nil {
+		if now := a.word(); client == nil || now != word {
+			word, own = now, nil
 			client, err = a.connect(m, clock)
 		}
 		if err == nil {
@@ -85,8 +87,14 @@ func (a *Agent) report(ctx context.Context, m *member.Membership) {
 			}
 			told, away = nil, false
 		}
-		if member.Wait(ctx, jitter(pause)) != nil {
+		timer := time.NewTimer(jitter(pause))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
 			return
+		case <-a.due:
+			timer.Stop()
+		case <-timer.C:
 		}
 	}
 }
@@ -96,7 +104,7 @@ func (a *Agent) report(ctx context.Context, m *member.Membership) {
 // be heard when just that one is down. client-go reads the certificate again
 // when the kubelet has renewed it.
 func (a *Agent) connect(m *member.Membership, clock *clock) (dynamic.Interface, error) {
-	config, err := member.Connect(a.Host, member.KubeletConf)
+	config, err := member.Connect(a.Host, a.word())
 	if err != nil {
 		return nil, err
 	}
@@ -122,15 +130,20 @@ func (a *Agent) beat(ctx context.Context, client dynamic.Interface, clock *clock
 			return nil, err
 		}
 	}
+	a.hear(m.Name, own.Spec)
 	ready, err := a.ready(ctx, client, m)
 	if err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	a.own.ready = ready.Status == "True"
+	a.mu.Unlock()
 	// The API answered a moment ago, and its clock with it.
 	conditions := []plan.Condition{ready, clock.condition(), a.disk(own.Status.Inventory),
 		{Type: machine.ConditionAPIReachable, Status: "True", Reason: MasterFound, Message: "the balancer leads to a master that works"}}
 	now := time.Now()
 	want := a.status(own, m, conditions, now)
+	want.ClockAhead = clock.words()
 	if away { // which could not be told when it was so
 		reachable := &want.Conditions[len(want.Conditions)-1]
 		reachable.LastTransitionTime = now.UTC().Truncate(time.Second)
@@ -167,8 +180,14 @@ func (a *Agent) status(own *object, m *member.Membership, conditions []plan.Cond
 		Inventory:          a.inventory(m, last.Inventory),
 		Conditions:         moved(last.Conditions, conditions, own.Metadata.Generation, now),
 	}
-	if own.Spec.Role == m.Role {
-		s.RoleGeneration = own.Spec.RoleGeneration
+	a.mu.Lock()
+	self := a.own
+	a.mu.Unlock()
+	known := a.known()
+	s.Images = known.images || last.Images && known.inventory.MachineID == ""
+	s.FailedGeneration, s.Failure, s.Blank, s.Keys, s.UnorderedBoots, s.Done = last.FailedGeneration, last.Failure, last.Blank, last.Keys, last.UnorderedBoots, last.Done
+	if p := self.part; self.known {
+		s.RoleGeneration, s.FailedGeneration, s.Failure, s.Blank, s.Keys, s.UnorderedBoots, s.Done = p.Reached, p.Failed, p.Failure, self.blank, self.keys, len(p.Boots), p.Done
 	}
 	ready := slices.ContainsFunc(conditions, func(c plan.Condition) bool { return c.Type == machine.ConditionReady && c.Status == "True" })
 	switch {
@@ -354,6 +373,14 @@ func (c *clock) listen(next http.RoundTripper) http.RoundTripper {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// words is by how much this clock is ahead, "" while nobody told the time.
+func (c *clock) words() string {
+	if !c.heard.Load() {
+		return ""
+	}
+	return time.Duration(c.ahead.Load()).Round(100 * time.Millisecond).String()
+}
 
 func (c *clock) condition() plan.Condition {
 	condition := plan.Condition{Type: machine.ConditionClockInStep, Status: "Unknown", Reason: NotMeasured, Message: "no master told the time yet"}

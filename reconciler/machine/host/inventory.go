@@ -49,7 +49,7 @@ func (h *Host) inventory(ctx context.Context, v *Inventory) (err error) {
 	kib, _ := strconv.ParseInt(field([]byte(text("/proc/meminfo")), "MemTotal:"), 10, 64)
 	v.Memory = kib << 10
 	v.MachineID = text("/etc/machine-id")
-	v.BootID = text("/proc/sys/kernel/random/boot_id")
+	v.BootID = BootID(h)
 	v.Kernel = text("/proc/sys/kernel/osrelease")
 	v.Debian = text("/etc/debian_version")
 	if err != nil {
@@ -150,3 +150,24 @@ func (l link) reaches() bool {
 // card reports whether an interface is a network card: real hardware, or what a
 // container has in its place.
 func (l link) card() bool { return l.Details.Kind == "" || l.Details.Kind == "veth" && l.Master == "" }
+
+// BootID differs from one boot of the machine to the next. Of a container, which
+// shares its kernel with others, it is the kernel's with the moment at which its
+// first process began. "" is not known.
+func BootID(h *Host) string {
+	text, err := h.Read("/proc/sys/kernel/random/boot_id")
+	id := strings.TrimSpace(string(text))
+	if err != nil || h.container() == "" {
+		return id
+	}
+	stat, err := h.Read("/proc/1/stat")
+	if err != nil {
+		return id
+	}
+	// proc(5): after the name, which may have blanks, starttime is the 20th field.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 19 {
+		return id + "." + fields[19]
+	}
+	return id
+}

@@ -21,6 +21,9 @@ ConditionPathExists=/var/lib/kubelet/config.yaml
 StartLimitIntervalSec=0
 
 [Service]
+# A former master must not start its control plane: noded asks, for a few seconds,
+# and a worker's kubelet starts at once.
+ExecStartPre=/usr/local/bin/noded fence
 ExecStart=/usr/local/bin/kubelet
 Restart=always
 RestartSec=3

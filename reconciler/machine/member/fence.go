@@ -97,6 +97,12 @@ func (f *Fence) Steps() []host.Step {
 // Run carries the steps out.
 func (f *Fence) Run(ctx context.Context) error { return host.Do(ctx, f.Steps(), f.Progress) }
 
+// Disarm is the part of Fence that needs no systemd: the next kubelet starts no
+// control plane, and the keys are gone. The whole follows.
+func (f *Fence) Disarm(ctx context.Context) error {
+	return host.Do(ctx, f.Steps()[:3], f.Progress)
+}
+
 // remember keeps the kubelet's word, with the certificate itself and not the name
 // of its file, and leads it through the balancer.
 func (f *Fence) remember() host.Step {

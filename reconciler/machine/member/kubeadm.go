@@ -172,6 +172,28 @@ func joinConfig(i *machine.Invitation, s *Site, name string, address netip.Addr,
 	})
 }
 
+// masterConfig is what `kubeadm join` is told where the machine becomes a master.
+// It has the token and the key to the keys of the site.
+func masterConfig(i *machine.Invitation, s *Site, name string, address netip.Addr, n host.Needs, certificateKey string) []byte {
+	return documents(object{
+		"apiVersion": kubeadmAPI,
+		"kind":       "JoinConfiguration",
+		"discovery": object{"bootstrapToken": object{
+			"token":             i.Token.Value(),
+			"apiServerEndpoint": s.Endpoint,
+			"caCertHashes":      []string{i.CAHash},
+		}},
+		"controlPlane": object{
+			"localAPIEndpoint": object{"advertiseAddress": address.String(), "bindPort": machine.APIPort},
+			"certificateKey":   certificateKey,
+		},
+		"nodeRegistration": registration(name, address, n, object{"key": masterTaint, "effect": "PreferNoSchedule"}),
+		"patches":          object{"directory": patchesDir},
+		"timeouts": object{"discovery": "1m0s", "tlsBootstrap": "2m0s", "kubeletHealthCheck": "2m0s",
+			"controlPlaneComponentHealthCheck": "4m0s", "etcdAPICall": "2m0s", "kubernetesAPICall": "1m0s"},
+	})
+}
+
 // document writes YAML with keys in order, so that the same input is the same file.
 func document(o object) []byte {
 	text, err := yaml.Marshal(o)

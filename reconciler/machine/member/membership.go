@@ -62,6 +62,22 @@ func Installed(ctx context.Context, h *host.Host) (*host.Bundle, error) {
 			return nil, missing("%s does not run", unit)
 		}
 	}
+	absent, err := MissingImages(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	if len(absent) > 0 {
+		return nil, missing("the image %s is missing", absent[0])
+	}
+	return b, nil
+}
+
+// MissingImages are the images of the installed bundle that containerd does not have.
+func MissingImages(ctx context.Context, h *host.Host) (missing []string, err error) {
+	b := &host.Bundle{}
+	if _, err := load(h, host.BundleFile, b); err != nil {
+		return nil, err
+	}
 	list, err := h.Run(ctx, "ctr", "--namespace", "k8s.io", "images", "list", "--quiet")
 	if err != nil {
 		return nil, broke(err)
@@ -69,10 +85,10 @@ func Installed(ctx context.Context, h *host.Host) (*host.Bundle, error) {
 	have := strings.Fields(string(list))
 	for _, image := range b.Images {
 		if !slices.Contains(have, image.Name) {
-			return nil, missing("the image %s is missing", image.Name)
+			missing = append(missing, image.Name)
 		}
 	}
-	return b, nil
+	return missing, nil
 }
 
 // mark is left by an Init or Join that has not come to its end. It is
@@ -196,3 +212,6 @@ func UnderWay(h *host.Host) string {
 	}
 	return fmt.Sprintf("%s of machine %s, site %s", m.Verb, m.Name, m.Site)
 }
+
+// Save keeps what the machine is.
+func Save(h *host.Host, m Membership) error { return save(h, host.MachineFile, m) }
