@@ -28,6 +28,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/member"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Agent reports on one machine. Host is required; zero durations are what a site
@@ -61,9 +62,11 @@ type Agent struct {
 // own is what the agent knows of its own Machine, and tells of itself.
 type own struct {
 	name  string
+	uid   types.UID         // of the Machine
+	at    int64             // its generation
 	spec  *machine.Assigned // as last heard in this run; nil is not yet
 	ready bool              // its Node, at the last beat
-	known bool  // the rest is: the duties have looked
+	known bool              // the rest is: the duties have looked
 	part  member.Part
 	blank bool
 	keys  bool
@@ -132,15 +135,16 @@ func (a *Agent) word() string {
 }
 
 // hear notes what the site says of this machine, and wakes the duties where that is
-// news.
-func (a *Agent) hear(name string, spec machine.Assigned) {
+// news. It is heard from two sides, and one may lag behind.
+func (a *Agent) hear(name string, o *object) {
 	a.mu.Lock()
-	news := a.own.spec == nil || a.own.name != name || a.own.spec.Role != spec.Role || a.own.spec.RoleGeneration != spec.RoleGeneration || a.own.spec.Orders != spec.Orders
-	a.own.name, a.own.spec = name, &spec
-	a.mu.Unlock()
-	if news {
-		poke(a.wake)
+	defer a.mu.Unlock()
+	if a.own.spec != nil && a.own.name == name && a.own.uid == o.Metadata.UID && a.own.at >= o.Metadata.Generation {
+		return
 	}
+	spec := o.Spec
+	a.own.name, a.own.uid, a.own.at, a.own.spec = name, o.Metadata.UID, o.Metadata.Generation, &spec
+	poke(a.wake)
 }
 
 // heardOf is what was heard of a machine, nil for nothing.

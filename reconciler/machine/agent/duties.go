@@ -80,13 +80,13 @@ func next(s state) duty {
 	}
 	o, done := s.heard.Orders, p.Done
 	switch {
-	case o.Prepull != done.Prepull:
+	case o.Prepull != "" && o.Prepull != done.Prepull:
 		return prepull
-	case o.RestartKubelet != done.RestartKubelet:
+	case o.RestartKubelet != "" && o.RestartKubelet != done.RestartKubelet:
 		return restartKubelet
-	case o.Snapshot != done.Snapshot && s.serves:
+	case o.Snapshot != "" && o.Snapshot != done.Snapshot && s.serves:
 		return snapshot
-	case o.UploadCerts != done.UploadCerts && s.serves:
+	case o.UploadCerts != "" && o.UploadCerts != done.UploadCerts && s.serves:
 		return uploadCerts
 	}
 	return none

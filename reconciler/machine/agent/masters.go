@@ -127,7 +127,7 @@ func (a *Agent) note(known map[string]netip.AddrPort, m *member.Membership, o *u
 		return err
 	}
 	if o.GetName() == m.Name {
-		a.hear(m.Name, mc.Spec)
+		a.hear(m.Name, mc)
 	}
 	delete(known, o.GetName())
 	address := addressOf(mc.Status.Inventory.Address)

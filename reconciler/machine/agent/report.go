@@ -42,7 +42,8 @@ const (
 // object is a Machine as the API has it.
 type object struct {
 	Metadata struct {
-		Generation int64 `json:"generation"`
+		UID        types.UID `json:"uid"`
+		Generation int64     `json:"generation"`
 	} `json:"metadata"`
 	Spec   machine.Assigned `json:"spec"`
 	Status machine.Status   `json:"status"`
@@ -130,7 +131,7 @@ func (a *Agent) beat(ctx context.Context, client dynamic.Interface, clock *clock
 			return nil, err
 		}
 	}
-	a.hear(m.Name, own.Spec)
+	a.hear(m.Name, own)
 	ready, err := a.ready(ctx, client, m)
 	if err != nil {
 		return nil, err

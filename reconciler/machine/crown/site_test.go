@@ -214,8 +214,8 @@ func (r *room) beat(ctx context.Context, p *pc) {
 		Heartbeat: r.now().UTC(), RoleGeneration: p.reached, FailedGeneration: p.failed, Blank: p.blank, Keys: p.member, Images: true, Done: p.done,
 		Inventory: machine.Inventory{CPU: 4, Memory: "8192Mi", Address: r.etcd.Members[p.name].Address, BootID: fmt.Sprint("boot-", p.boot), FsyncP99: "1ms"},
 	}
-	body, _ := json.Marshal(map[string]any{"status": status})
-	_, err = r.dynamic.Resource(machine.Resource()).Patch(ctx, p.name, types.MergePatchType, body, metav1.PatchOptions{}, "status")
+	body, _ := json.Marshal([]map[string]any{{"op": "add", "path": "/status", "value": status}})
+	_, err = r.dynamic.Resource(machine.Resource()).Patch(ctx, p.name, types.JSONPatchType, body, metav1.PatchOptions{}, "status")
 	fail("report", err)
 	if !p.blank {
 		fail("kubelet", r.kubelet(ctx, p))
