@@ -158,6 +158,7 @@ func (i *Init) Steps() []host.Step {
 		endpoint(h, i.Site.Name, i.ownMasters), // before kubeadm, which asks through it whether the API is up
 		i.controlPlane(),                       //
 		i.source(),                             // before the reconciler, which reads it
+		i.etcdClient(),                         // before the reconciler too; after the source, which makes the namespace
 		i.converge(),                           // brings network and rules, without which no machine is Ready
 		agentService(h),                        // after its rules, or it would be refused at first
 		i.settled(),
@@ -248,19 +249,25 @@ func (i *Init) source() host.Step {
 			if err != nil {
 				return err
 			}
-			list, err := json.Marshal(object{"apiVersion": "v1", "kind": "List", "items": objects})
-			if err != nil {
-				return err
-			}
-			_, err = i.Host.Do(ctx, host.Command{
-				Name:  "kubectl",
-				Args:  []string{"--kubeconfig", i.Host.Path(adminConf), "apply", "--server-side", "--field-manager", "noded", "--force-conflicts", "-f", "-"},
-				Stdin: bytes.NewReader(list),
-				Env:   noProxy(),
-			})
-			return broke(err)
+			return i.apply(ctx, objects...)
 		},
 	}
+}
+
+// apply writes objects into the cluster. They may be secret: they are read by
+// kubectl, and are on no command line and in no log.
+func (i *Init) apply(ctx context.Context, objects ...object) error {
+	list, err := json.Marshal(object{"apiVersion": "v1", "kind": "List", "items": objects})
+	if err != nil {
+		return err
+	}
+	_, err = i.Host.Do(ctx, host.Command{
+		Name:  "kubectl",
+		Args:  []string{"--kubeconfig", i.Host.Path(adminConf), "apply", "--server-side", "--field-manager", "noded", "--force-conflicts", "-f", "-"},
+		Stdin: bytes.NewReader(list),
+		Env:   noProxy(),
+	})
+	return broke(err)
 }
 
 // converge has this machine's reconcile bring up what the one in the cluster

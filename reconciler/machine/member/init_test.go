@@ -53,6 +53,7 @@ func TestInit(t *testing.T) {
 		"lead https://api.lab.internal:7443 of this machine to 10.0.0.11:6443",
 		"start the control plane of site lab: Kubernetes v1.36.3 on 10.0.0.11, machine pc-01",
 		"tell the cluster where the site repo is: https://git.school.example/site.git, branch main",
+		"give the reconciler a certificate for etcd",
 		"bring up the network, the rules and the reconciler of the site",
 		"start noded.service",
 		"wait until it works: machine pc-01, reconciler",

@@ -256,6 +256,8 @@ func (p *pc) kubeadm(c host.Command, words []string) (string, error) {
 		p.put(manifests+"/etcd.yaml", "")
 		p.put(manifests+"/kube-apiserver.yaml", "")
 		p.put(etcdData+"/wal", "")
+		p.put(etcdCA, anEtcdCA().crt)
+		p.put(etcdCAKey, anEtcdCA().key)
 		p.rules += "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
 		p.objects, p.daemonSet = map[string]map[string]any{}, nil // a new cluster
 	} else {
@@ -268,6 +270,10 @@ func (p *pc) kubeadm(c host.Command, words []string) (string, error) {
 	p.running[host.KubeletUnit], p.cluster = true, true
 	return "", nil
 }
+
+// anEtcdCA is the one that each kubeadm here makes, so that two machines can be
+// compared.
+var anEtcdCA = sync.OnceValue(newEtcdCA)
 
 func kubeconfigHere(url string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\ncurrent-context: c\nusers: [{name: u, user: {}}]\n", url)
