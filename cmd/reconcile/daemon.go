@@ -48,6 +48,12 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 		return err
 	}
 	objects := c.objects
+	keeper, err := newKeeper(config, objects, log)
+	if err != nil {
+		return err
+	}
+	defer keeper.Close()
+	c.roles = &withRoles{System: c.machines, keeper: keeper, live: keeper.Last}
 	r.Systems, r.Hold = c.systems(), hold(objects)
 	r.Reached = func(ctx context.Context) string {
 		name, err := siteName(ctx, objects)
@@ -57,11 +63,6 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 		status, _, _ := objects.ReadStatus(ctx, name)
 		return status.Commit.Reached
 	}
-	keeper, err := newKeeper(config, objects, log)
-	if err != nil {
-		return err
-	}
-	defer keeper.Close()
 	observer := newObserver(objects, log)
 	r.Observer = func(ctx context.Context, round reconciler.Round) {
 		metrics.observe(round)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/kingmaker-io/kingmaker/reconciler"
@@ -37,6 +38,12 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 		if err != nil {
 			return err
 		}
+		keeper, err := newKeeper(c.config, c.objects, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		defer keeper.Close()
+		c.roles = &withRoles{System: c.machines, keeper: keeper}
 		systems = c.systems()
 		noteUnmanaged(s.err, site)
 	}

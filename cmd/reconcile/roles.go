@@ -3,12 +3,19 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
+	"github.com/kingmaker-io/kingmaker/reconciler"
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/crown"
+	"github.com/kingmaker-io/kingmaker/reconciler/machine/roles"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 )
@@ -46,4 +53,112 @@ func together(all ...func(context.Context)) func(context.Context) {
 		}
 		group.Wait()
 	}
+}
+
+// withRoles is the system of machines with what is to be done about roles besides.
+// Carrying that out is the keeper's, who does not wait for rounds: here it is shown.
+//
+// In a plan that is only printed (live nil) it is a change of the object Crown, with
+// the masters before and after and the steps between. A round of the daemon has it
+// among what waits, so that a site is not called reached while it has too few
+// masters.
+type withRoles struct {
+	*machine.System
+	keeper *crown.Keeper
+	live   func() roles.Decision
+
+	outlook crown.Outlook // by the last Observe
+	unseen  error
+}
+
+// Observe has the masters that there are, where they are to be others.
+func (w *withRoles) Observe(ctx context.Context, site *plan.Site) (plan.State, error) {
+	have, err := w.System.Observe(ctx, site)
+	if err != nil || w.live != nil || !site.Spec.Kubernetes.IsManaged() {
+		return have, err
+	}
+	w.outlook, w.unseen = w.keeper.Forecast(ctx, site)
+	if len(w.outlook.Ahead) > 0 {
+		have.Add(plan.Object{ID: crownID(cmp.Or(w.outlook.Crown, "next")), Spec: map[string]any{"masters": texts(w.outlook.Masters)}})
+	}
+	return have, nil
+}
+
+// Desire has the masters that there are to be.
+func (w *withRoles) Desire(ctx context.Context, site *plan.Site, have plan.State) (plan.State, error) {
+	want, err := w.System.Desire(ctx, site, have)
+	faults, rest := plan.Split(err)
+	if rest != nil || !site.Spec.Kubernetes.IsManaged() {
+		return want, err
+	}
+	if w.live != nil {
+		return want, plan.Join(append(faults, waiting(w.live())...))
+	}
+	switch err := w.unseen; {
+	case apierrors.IsNotFound(err), errors.Is(err, crown.ErrNoSite): // a cluster in which nothing was applied yet
+	case err != nil:
+		faults = append(faults, &plan.Fault{Code: reconciler.Unread, ID: crownID("next"), Cause: err.Error(), Hint: seeCluster})
+	default:
+		if len(w.outlook.Ahead) > 0 {
+			want.Add(crownObject(w.outlook))
+		}
+		faults = append(faults, waiting(roles.Decision{Holds: w.outlook.Decision.Holds, Waits: w.outlook.Decision.Waits})...)
+	}
+	return want, plan.Join(faults)
+}
+
+func crownID(name string) plan.ID { return plan.ID{System: plan.Machines, Kind: "Crown", Name: name} }
+
+// waiting is what of a decision is to be told: each under the name of the machine that
+// it is about, as a Crown, for the Machine itself is not held back by it.
+func waiting(d roles.Decision) (faults []*plan.Fault) {
+	for _, f := range append(d.Holds[:len(d.Holds):len(d.Holds)], d.Waits...) {
+		told := *f
+		told.ID = crownID(cmp.Or(f.ID.Name, "next"))
+		faults = append(faults, &told)
+	}
+	if d.Step != nil {
+		faults = append(faults, &plan.Fault{Code: roles.InProgress, ID: crownID(cmp.Or(d.Step.Crown, d.Step.Machine)), Cause: d.Step.String()})
+	}
+	return faults
+}
+
+// crownObject is a change of roles as a plan shows it.
+func crownObject(o crown.Outlook) plan.Object {
+	var steps, heirs []string
+	for _, a := range o.Ahead {
+		step := a.Step.String()
+		if a.In > 0 {
+			step += fmt.Sprintf(" (in %s)", a.In.Round(time.Second))
+		}
+		steps = append(steps, step)
+	}
+	for _, s := range o.Decision.Scores {
+		line := fmt.Sprintf("%s %.2f", s.Machine, s.Total)
+		if s.Out != "" {
+			line = s.Machine + ": " + s.Out
+		}
+		heirs = append(heirs, line)
+	}
+	spec := map[string]any{"masters": texts(o.After), "steps": texts(steps)}
+	if len(heirs) > 0 {
+		spec["heirs"] = texts(heirs)
+	}
+	object := plan.Object{ID: crownID(cmp.Or(o.Crown, "next")), Spec: spec, Why: o.Decision.Why}
+	if object.Why == "" {
+		object.Why = o.Ahead[0].Step.String() + ": " + o.Ahead[0].Step.Why
+	}
+	if o.Assumed != "" {
+		object.Notes = append(object.Notes, &plan.Fault{Code: roles.Unreadable, ID: object.ID, Cause: "etcd was not asked, and its members are those that the API calls masters: " + o.Assumed})
+	}
+	return object
+}
+
+// texts is a list as a plan has it.
+func texts(list []string) []any {
+	all := make([]any, len(list))
+	for i, text := range list {
+		all[i] = text
+	}
+	return all
 }

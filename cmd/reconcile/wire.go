@@ -32,12 +32,17 @@ type cluster struct {
 	config   *rest.Config
 	machines *machine.System
 	objects  *kube.System
+	roles    *withRoles // nil: what is to be done about roles is left out
 }
 
 // systems are those of a site in the order of building.
 func (c *cluster) systems() []reconciler.System {
+	var machines reconciler.System = c.machines
+	if c.roles != nil {
+		machines = c.roles
+	}
 	return []reconciler.System{
-		c.machines, // first: nothing runs before there are machines to run on
+		machines, // first: nothing runs before there are machines to run on
 		// Volumes and the directory have kinds that are read and validated, and no
 		// system yet.
 		c.objects, // last but for the people: what runs needs machines and volumes
@@ -144,7 +149,7 @@ func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{config, machines, objects}, nil
+	return &cluster{config: config, machines: machines, objects: objects}, nil
 }
 
 func clusterConfig(f *flags) (*rest.Config, error) {

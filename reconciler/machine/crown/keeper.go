@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/etcd"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/roles"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
@@ -66,6 +68,7 @@ type Keeper struct {
 	records *Store
 
 	siteName string
+	ailing   string // what is the matter with etcd, as told last
 	memory   roles.Memory
 	stuck    map[string]string // what kept Pods of a machine from being evicted last
 
@@ -276,22 +279,77 @@ func (k *Keeper) etcd(ctx context.Context) (*etcd.Cluster, error) {
 	return k.cluster, nil
 }
 
-// Forecast is what would be done from here on, for a site as declared, by a brain
-// that had looked all the while: for showing, and nothing is changed.
-func (k *Keeper) Forecast(ctx context.Context, site *plan.Site, machines []roles.Declaration) (d roles.Decision, ahead []roles.Ahead, end roles.Decision, err error) {
-	r, err := k.look(ctx)
+// Outlook is what is to be done about roles, for people.
+type Outlook struct {
+	Crown    string // the record: the open one, else the next
+	Decision roles.Decision
+	Ahead    []roles.Ahead  // the steps, if all goes well
+	End      roles.Decision // what stops it there
+	Masters  []string       // now
+	After    []string       // after the steps
+	Assumed  string         // why etcd was not asked, and its members are taken from the API; "" where it was
+}
+
+// Forecast is what would be done from here on for a site as declared, by a brain
+// that had looked all the while. It changes nothing. A cluster that is not managed,
+// or has no Site yet, has none.
+func (k *Keeper) Forecast(ctx context.Context, site *plan.Site) (o Outlook, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*deadline)
+	defer cancel()
+	r, err := k.objects(ctx)
 	if err != nil || !r.managed {
-		return d, nil, end, err
+		return o, err
 	}
-	if site != nil {
-		suspended := r.declared.Suspended
-		r.declared = roles.Declared{Suspended: suspended, Machines: machines}
-		declare(&r.declared, site.Spec)
+	if err := k.members(ctx, r); err != nil {
+		o.Assumed = err.Error()
+	} else if len(r.observed.Members) == 0 {
+		o.Assumed = "no member of etcd could be reached from here"
 	}
+	if o.Assumed != "" {
+		r.assume()
+	}
+	if err := k.work(ctx, r); err != nil {
+		return o, err
+	}
+	r.declared = intended(site, r)
 	r.declared.Limits = k.Limits
-	memory := roles.Assume(r.observed)
-	now := k.Now()
-	d = roles.Plan(r.declared, r.observed, now, memory)
-	ahead, end = roles.Forecast(r.declared, r.observed, now, memory)
-	return d, ahead, end, nil
+	memory, now := roles.Assume(r.observed), k.Now()
+	o.Decision = roles.Plan(r.declared, r.observed, now, memory)
+	o.Ahead, o.End = roles.Forecast(r.declared, r.observed, now, memory)
+	masters := map[string]bool{}
+	for _, m := range r.observed.Members {
+		if m.Name != "" && !m.Learner {
+			masters[m.Name] = true
+		}
+	}
+	o.Masters = slices.Sorted(maps.Keys(masters))
+	for _, a := range o.Ahead {
+		switch a.Step.Do {
+		case roles.RemoveMember:
+			delete(masters, a.Step.Machine)
+		case roles.Join:
+			masters[a.Step.Machine] = true
+		}
+		o.Crown = cmp.Or(o.Crown, a.Step.Crown)
+	}
+	o.After = slices.Sorted(maps.Keys(masters))
+	return o, nil
+}
+
+// intended is what a site declares, with the machines that an open one admits
+// besides.
+func intended(site *plan.Site, r *reading) roles.Declared {
+	d := roles.Declared{Suspended: r.declared.Suspended}
+	declare(&d, site.Spec)
+	known := map[string]bool{}
+	for _, m := range plan.Documents[machine.Machine](site, plan.Machines, "Machine", &plan.Report{}) {
+		known[m.ID.Name] = true
+		d.Machines = append(d.Machines, roles.Declaration{Name: m.ID.Name, Master: m.Spec.Role(), Circuit: m.Spec.Circuit, Paused: m.Spec.Paused})
+	}
+	for _, m := range r.declared.Machines {
+		if !known[m.Name] && site.Spec.Admission == "open" {
+			d.Machines = append(d.Machines, m)
+		}
+	}
+	return d
 }

@@ -3,6 +3,7 @@ package crown
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,6 +25,9 @@ import (
 
 // CordonedBy is the annotation of a Node that we cordoned: the name of the crown.
 const CordonedBy = plan.Group + "/cordoned-by"
+
+// ErrNoSite says that no site was applied to the cluster yet.
+var ErrNoSite = errors.New("the cluster has no Site yet")
 
 const leasesNamespace = "kube-node-lease"
 
@@ -72,8 +76,20 @@ func addressOf(n *corev1.Node) string {
 	return ""
 }
 
-// look reads everything afresh.
-func (k *Keeper) look(ctx context.Context) (*reading, error) {
+// look reads everything afresh: the objects, the members of etcd, and the work on
+// the machines where it matters.
+func (k *Keeper) look(ctx context.Context) (r *reading, err error) {
+	if r, err = k.objects(ctx); err != nil || !r.managed {
+		return r, err
+	}
+	if err = k.members(ctx, r); err != nil {
+		return nil, err
+	}
+	return r, k.work(ctx, r)
+}
+
+// objects are what the API server has.
+func (k *Keeper) objects(ctx context.Context) (*reading, error) {
 	r := &reading{machines: map[string]kept{}, nodes: map[string]*corev1.Node{}}
 	o := &r.observed
 	o.At, o.Fresh = k.Now(), true
@@ -133,10 +149,7 @@ func (k *Keeper) look(ctx context.Context) (*reading, error) {
 	slices.SortFunc(o.Machines, func(a, b roles.Machine) int { return strings.Compare(a.Name, b.Name) })
 	o.Key = r.key()
 	r.snapshot()
-	if err := k.members(ctx, r); err != nil {
-		return nil, err
-	}
-	return r, k.work(ctx, r)
+	return r, nil
 }
 
 func readKept(item *unstructured.Unstructured) (m kept, err error) {
@@ -157,7 +170,10 @@ func (k *Keeper) site(ctx context.Context, d *roles.Declared) (managed bool, err
 	if err != nil {
 		return false, fmt.Errorf("list the sites of the cluster: %w", err)
 	}
-	if len(list.Items) != 1 {
+	if len(list.Items) == 0 {
+		return false, ErrNoSite
+	}
+	if len(list.Items) > 1 {
 		return false, fmt.Errorf("the cluster has %d Sites, and roles are kept for one", len(list.Items))
 	}
 	var site struct {
@@ -256,11 +272,26 @@ func (k *Keeper) members(ctx context.Context, r *reading) error {
 		return err
 	}
 	found, err := cluster.Look(ctx, r.masters)
-	if err != nil {
+	if text := fmt.Sprint(err); err != nil && text != k.ailing {
 		k.Log.WarnContext(ctx, "etcd", "error", err)
+		k.ailing = text
+	} else if err == nil {
+		k.ailing = ""
 	}
 	r.observed.Members, r.observed.Agree = found.Members, found.Agree
 	return nil
+}
+
+// assume makes members of those that the API has as masters, where etcd cannot be
+// asked, as from a person's own PC: for showing, and never for doing.
+func (r *reading) assume() {
+	o := &r.observed
+	o.Agree = true
+	for i, m := range o.Machines {
+		if m.Role == roles.Master && m.Labelled {
+			o.Members = append(o.Members, roles.Member{ID: uint64(i + 1), Name: m.Name, PeerURL: "https://" + net.JoinHostPort(m.Address, strconv.Itoa(etcd.ClientPort+1)), Answers: m.Ready})
+		}
+	}
 }
 
 // version of the control plane.
