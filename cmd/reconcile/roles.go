@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"slices"
 	"sync"
+	"text/tabwriter"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler"
@@ -17,6 +20,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 )
 
@@ -161,4 +165,59 @@ func texts(list []string) []any {
 		all[i] = text
 	}
 	return all
+}
+
+// crownLine is one change of roles for people.
+type crownLine struct {
+	Name    string    `json:"name"`
+	Kind    string    `json:"kind"`
+	Victim  string    `json:"victim,omitempty"`
+	Heir    string    `json:"heir,omitempty"`
+	Why     string    `json:"why,omitempty"`
+	Step    string    `json:"step,omitempty"`    // of an open one: what is being done
+	Since   time.Time `json:"since,omitzero"`    // it has been so
+	Outcome string    `json:"outcome,omitempty"` // of one that is over
+	Cause   string    `json:"cause,omitempty"`   // what went wrong
+}
+
+// shownCrowns is how many are shown, the newest.
+const shownCrowns = 3
+
+// lastCrowns are the newest changes of roles, the newest first. A cluster that knows
+// no such kind has none.
+func lastCrowns(ctx context.Context, config *rest.Config) (lines []crownLine, err error) {
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	crowns, err := (&crown.Store{Client: client}).List(ctx)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return nil, err
+	}
+	for _, c := range slices.Backward(crowns) {
+		l := crownLine{Name: c.Name(), Kind: string(c.Kind), Victim: c.Victim, Heir: c.Heir, Why: c.Why, Step: string(c.Step), Since: c.Since, Outcome: string(c.Outcome), Cause: cmp.Or(c.Cause, c.Error)}
+		if !c.Open() {
+			l.Step, l.Since = "", c.Ended
+		}
+		if lines = append(lines, l); len(lines) == shownCrowns {
+			break
+		}
+	}
+	return lines, nil
+}
+
+func writeCrowns(w io.Writer, lines []crownLine, now time.Time) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nCROWN\tIS\tSINCE\tWHY")
+	for _, l := range lines {
+		why := l.Why
+		if l.Cause != "" {
+			why += "; " + l.Cause
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s ago\t%s\n", l.Name, cmp.Or(l.Outcome, l.Step), age(now, l.Since), why)
+	}
+	return t.Flush()
 }

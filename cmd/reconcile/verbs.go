@@ -86,28 +86,35 @@ func census(site *plan.Site) string {
 	return strings.Join(parts, ", ")
 }
 
+// statusPatience is how long a cluster may take for all that status asks of it.
+const statusPatience = 20 * time.Second
+
 func statusCommand(f *flags, s streams) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use:     "status",
 		Short:   "Show how far the site has come",
-		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster; and the machines, as they are.",
+		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster; the machines, as they are, and the last changes of roles. Where the API does not answer, a machine of the site tells which masters are missing.",
 		Example: "  reconcile status\n  reconcile status -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			in, name, err := openSite(cmd.Context(), f, s)
+			ctx, cancel := context.WithTimeout(cmd.Context(), statusPatience)
+			defer cancel()
+			in, name, err := openSite(ctx, f, s)
 			if err != nil {
-				return err
+				return errors.Join(err, writeAway(cmd.Context(), s.err))
 			}
-			status, suspension, err := in.objects.ReadStatus(cmd.Context(), name)
+			status, suspension, err := in.objects.ReadStatus(ctx, name)
 			if err != nil {
-				return err
+				return errors.Join(err, writeAway(cmd.Context(), s.err))
 			}
-			machines, unseen := machine.Lines(cmd.Context(), in.config) // the rest is worth showing without
+			machines, unseen := machine.Lines(ctx, in.config) // the rest is worth showing without
+			crowns, err := lastCrowns(ctx, in.config)
+			unseen = errors.Join(unseen, err)
 			switch output {
 			case "text":
 				now := time.Now()
-				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), unseen)
+				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), writeCrowns(s.out, crowns, now), unseen)
 			case "json":
 				enc := json.NewEncoder(s.out)
 				enc.SetIndent("", "  ")
@@ -116,7 +123,8 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 					Status     plan.SiteStatus  `json:"status"`
 					Suspension *kube.Suspension `json:"suspension,omitempty"`
 					Machines   []machine.Line   `json:"machines,omitempty"`
-				}{name, status, suspension, machines}))
+					Crowns     []crownLine      `json:"crowns,omitempty"`
+				}{name, status, suspension, machines, crowns}))
 			}
 			return fmt.Errorf("-o %s: there is no such form; want text or json", output)
 		},
