@@ -21,7 +21,7 @@
 // which labels and taints are ours, where no Node can write. A Node that was
 // deleted and registers anew gets everything again.
 //
-// Roles are taken over as noded init and join gave them; crowning and retiring
-// come with their own issue. What a machine does to itself is in host, how it
+// Roles are taken over as noded init and join gave them; package roles decides who
+// becomes a master after that, and package crown carries it out. What a machine does to itself is in host, how it
 // becomes a member in member, and what runs on it in agent.
 package machine
