@@ -35,7 +35,10 @@ func newKeeper(config *rest.Config, objects *kube.System, log *slog.Logger) (*cr
 				log.Warn("an event was not recorded", "error", err)
 			}
 		},
-		Log: log,
+		// Three of the kubelet's and the agent's signs are missed, and no answer of etcd
+		// for as long: then an heir is prepared, which can be taken back.
+		Limits: roles.Limits{Silent: 30 * time.Second},
+		Log:    log,
 	})
 }
 

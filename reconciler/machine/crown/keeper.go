@@ -51,7 +51,7 @@ type Options struct {
 	Limits roles.Limits
 
 	Every time.Duration    // between two turns; 0 is 5 s
-	Etcd  time.Duration    // that a member may take to answer; 0 is 2 s
+	Etcd  time.Duration    // that a member may take to answer; 0 is 1.5 s
 	Log   *slog.Logger     // nil is silent
 	Now   func() time.Time // nil is time.Now
 }
@@ -85,7 +85,7 @@ func New(o Options) (k *Keeper, err error) {
 	config := rest.CopyConfig(o.Config)
 	config.QPS = -1
 	config.Timeout = 10 * time.Second // an API server that hangs is one that is gone
-	o.Every, o.Etcd = cmp.Or(o.Every, 5*time.Second), cmp.Or(o.Etcd, 2*time.Second)
+	o.Every, o.Etcd = cmp.Or(o.Every, 5*time.Second), cmp.Or(o.Etcd, 1500*time.Millisecond)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

@@ -339,7 +339,7 @@ func forgetEndpoint(h *host.Host) host.Step {
 
 // forget removes what says that the machine is a member, or was to be one.
 func forget(h *host.Host, name string) host.Step {
-	files := []string{"/run/kingmaker", patchesDir, host.CAFile, markFile, host.MachineFile}
+	files := []string{"/run/kingmaker", patchesDir, host.CAFile, markFile, AgentConf, partFile, host.MachineFile}
 	return host.Step{
 		Name: name,
 		Look: func(context.Context) ([]string, error) {
