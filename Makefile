@@ -10,10 +10,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 LAB_PACKAGES := mmdebstrap apt-utils iproute2 iptables
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
-.PHONY: help demo test e2e bench lint generate packages bundle
+.PHONY: help demo test e2e e2e-long bench lint generate packages bundle
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: packages ## from nothing: five PCs become a site, which stays to be tried
 	@.ci/packages $(LAB_PACKAGES)
@@ -27,6 +27,10 @@ test: packages ## unit and integration tests, with the race detector
 e2e: packages ## tests on labs: real machines, networks, power cuts; some minutes
 	@.ci/packages $(LAB_PACKAGES)
 	go test -tags e2e -p 1 -timeout 60m -count=1 ./cmd/lab/room ./cmd/lab/e2e
+
+e2e-long: packages ## masters that die ten times, come back, are cut off, in a lab; up to two and a half hours
+	@.ci/packages $(LAB_PACKAGES)
+	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 150m -count=1 -v -skip '^(TestLab|TestCrown)$$' ./cmd/lab/e2e
 
 bench: packages ## the figures that the issues ask for, beside kubectl in the same run
 	@go run ./cmd/lab bench

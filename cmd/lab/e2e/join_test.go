@@ -21,7 +21,7 @@ func (l line) join(machine string, flags ...string) (string, error) {
 
 func newToken(t *testing.T, flags ...string) line {
 	t.Helper()
-	out := on(t, "pc-01", append([]string{"reconcile", "token", "--kubeconfig", "/etc/kubernetes/admin.conf"}, flags...)...)
+	out := on(t, master(t), append([]string{"reconcile", "token", "--kubeconfig", "/etc/kubernetes/admin.conf"}, flags...)...)
 	m := regexp.MustCompile(`noded join (\S+) --ca-hash (\S+) <<< (\S+)`).FindStringSubmatch(out)
 	if m == nil {
 		t.Fatalf("reconcile token printed %q", out)
@@ -159,7 +159,7 @@ func testUnlisted(t *testing.T) {
 		return out, err == nil && strings.Contains(out, "kingmaker.dev/unlisted")
 	})
 	await(t, time.Minute, "the plan to show it", func() (string, bool) {
-		out, _ := exit("pc-01", "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
+		out, _ := exit(master(t), "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
 		return out, strings.Contains(out, machine)
 	})
 	push(t, "listed now", map[string]string{"machines/" + machine + ".yaml": fmt.Sprintf(
@@ -174,18 +174,21 @@ func testUnlisted(t *testing.T) {
 // testOwnMachine: a node's certificate is good for its own status, and for nothing
 // else of the site.
 func testOwnMachine(t *testing.T) {
+	two := workers(t, 2) // not a master: its kubelet reads what the reconciler's Pod there mounts
+	self, other := two[0], two[1]
 	can := func(want bool, args ...string) {
 		t.Helper()
-		out, err := exit("pc-02", "", append([]string{"kubectl", "--kubeconfig", "/etc/kubernetes/kubelet.conf"}, args...)...)
+		out, err := exit(self, "", append([]string{"kubectl", "--kubeconfig", "/etc/kubernetes/kubelet.conf"}, args...)...)
 		if (err == nil) != want || !want && !strings.Contains(out, "(Forbidden)") { // and not for another reason
-			t.Errorf("kubectl %s by pc-02: %s %v", strings.Join(args, " "), out, err)
+			t.Errorf("kubectl %s by %s: %s %v", strings.Join(args, " "), self, out, err)
 		}
 	}
 	status := `{"status":{"phase":"Ready"}}`
-	can(true, "patch", "machine", "pc-02", "--subresource=status", "--type=merge", "-p", status)
-	can(false, "patch", "machine", "pc-03", "--subresource=status", "--type=merge", "-p", status)
-	can(false, "patch", "machine", "pc-02", "--type=merge", "-p", `{"spec":{"role":"master"}}`)
-	can(false, "delete", "machine", "pc-02")
+	can(true, "patch", "machine", self, "--subresource=status", "--type=merge", "-p", status)
+	can(false, "patch", "machine", other, "--subresource=status", "--type=merge", "-p", status)
+	can(false, "patch", "machine", self, "--type=merge", "-p", `{"spec":{"role":"master"}}`)
+	can(false, "delete", "machine", self)
 	can(false, "get", "secret", "-n", "kingmaker-system", "site-credentials")
+	can(false, "get", "secret", "-n", "kingmaker-system", "etcd-client")
 	can(false, "get", "secrets", "-A")
 }

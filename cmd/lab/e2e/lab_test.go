@@ -8,8 +8,10 @@
 //	make e2e                 a lab of its own, taken down at the end; one that an
 //	                         earlier run left is taken down first
 //	E2E_KEEP=1 make e2e      leaves it for a look, and takes over one that was left
+//	make e2e-long            the tests of roles that take an hour or two
 //
-// The tests share the lab, and each leaves it as it found it or larger.
+// The tests share the lab, and each leaves it as it found it or larger. None of them
+// knows who is master: ask master and workers.
 package e2e
 
 import (
@@ -126,11 +128,14 @@ func up(dir string) error {
 // everything is what a person would look at who asks what went wrong.
 func everything() string {
 	var b strings.Builder
-	for _, args := range [][]string{{"status", "--name", name}, {"exec", "--name", name, "pc-01", "--", "journalctl", "-u", "noded", "-n", "50", "--no-pager"}} {
+	out, _ := command(site.binary, "status", "--name", name)
+	fmt.Fprintf(&b, "== lab status\n%s\n", out)
+	if first, _, err := leading(); err == nil {
+		args := []string{"exec", "--name", name, first, "--", "journalctl", "-u", "noded", "-n", "50", "--no-pager"}
 		out, _ := command(site.binary, args...)
 		fmt.Fprintf(&b, "== lab %s\n%s\n", strings.Join(args, " "), out)
 	}
-	for _, args := range [][]string{{"get", "machines,nodes,pods", "-A", "-o", "wide"}, {"logs", "-n", "kingmaker-system", "daemonset/reconcile", "--all-pods", "--prefix", "--tail", "50"}} {
+	for _, args := range [][]string{{"get", "machines,nodes,pods,crowns", "-A", "-o", "wide"}, {"logs", "-n", "kingmaker-system", "daemonset/reconcile", "--all-pods", "--prefix", "--tail", "50"}} {
 		out, _ := kubectl(args...)
 		fmt.Fprintf(&b, "== kubectl %s\n%s\n", strings.Join(args, " "), out)
 	}
@@ -151,9 +156,13 @@ func commandIn(dir, stdin, name string, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// kubectl asks a live master, with the kubectl of a machine.
+// kubectl asks a live master, with the kubectl of that machine, and no other.
 func kubectl(args ...string) (string, error) {
-	return command(site.binary, append([]string{"exec", "--name", name, "pc-01", "--", "kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf"}, args...)...)
+	machine, server, err := leading()
+	if err != nil {
+		return "", err
+	}
+	return exit(machine, "", append([]string{"kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "--server", server}, args...)...)
 }
 
 func must(t *testing.T, out string, err error) string {
@@ -227,12 +236,16 @@ func await(t *testing.T, within time.Duration, what string, ok func() (seen stri
 // machine is what the tests look at of a Machine.
 type machine struct {
 	Metadata struct{ Name string }
-	Spec     struct{ Role string }
-	Status   struct {
-		Phase      string
-		Heartbeat  time.Time
-		Inventory  struct{ Address, BootID, MachineID string }
-		Conditions []struct{ Type, Status string }
+	Spec     struct {
+		Role           string
+		RoleGeneration int64
+	}
+	Status struct {
+		Phase          string
+		Heartbeat      time.Time
+		RoleGeneration int64
+		Inventory      struct{ Address, BootID, MachineID string }
+		Conditions     []struct{ Type, Status string }
 	}
 }
 
@@ -261,6 +274,31 @@ func getMachines(t *testing.T) (all []machine) {
 		t.Fatal(err)
 	}
 	return list.Items
+}
+
+// master is a machine whose API server answers.
+func master(t *testing.T) string {
+	t.Helper()
+	machine, _, err := leading()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return machine
+}
+
+// workers are those machines of the lab's first five that are none; there have to
+// be as many as that.
+func workers(t *testing.T, count int) (names []string) {
+	t.Helper()
+	for _, m := range getMachines(t) {
+		if m.Spec.Role == "worker" && m.Metadata.Name <= "pc-05" {
+			names = append(names, m.Metadata.Name)
+		}
+	}
+	if len(names) < count {
+		t.Fatalf("the workers are %v, want %d", names, count)
+	}
+	return names
 }
 
 // awaitReady waits until a machine is Ready, as its own agent and the site's

@@ -4,10 +4,17 @@
 //	/           the name of the Pod
 //	/get?url=   what a GET of the URL gives
 //	/lookup?name=   the addresses of a name
+//
+// On a machine itself, probe watch URL CA FILE asks a URL twice a second, and
+// appends a line to a file each time: when it asked, in nanoseconds, and ok, or no
+// and the reason.
 package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -19,6 +26,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 5 && os.Args[1] == "watch" {
+		log.Fatal(watch(os.Args[2], os.Args[3], os.Args[4]))
+	}
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, os.Getenv("POD"), "on", os.Getenv("NODE"))
 	})
@@ -43,4 +53,46 @@ func main() {
 		fmt.Fprintln(w, strings.Join(found, "\n"))
 	})
 	log.Fatal(http.ListenAndServe(":8080", nil))
+}
+
+// watch asks until it is killed, over a new connection each time. A second one at
+// the same file goes on with it.
+func watch(url, ca, file string) error {
+	text, err := os.ReadFile(ca)
+	if err != nil {
+		return err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return fmt.Errorf("%s has no certificate", ca)
+	}
+	client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	out, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	for tick := time.NewTicker(500 * time.Millisecond); ; <-tick.C {
+		asked, said := time.Now(), "ok"
+		if err := ask(client, url); err != nil {
+			said = fmt.Sprintf("no %q", err)
+		}
+		if _, err := fmt.Fprintln(out, asked.UnixNano(), said); err != nil {
+			return err
+		}
+	}
+}
+
+func ask(client *http.Client, url string) error {
+	answer, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		return errors.New(answer.Status)
+	}
+	return nil
 }
