@@ -287,9 +287,19 @@ func (k *Keeper) members(ctx context.Context, r *reading) error {
 func (r *reading) assume() {
 	o := &r.observed
 	o.Agree = true
+	ready := 0
 	for i, m := range o.Machines {
 		if m.Role == roles.Master && m.Labelled {
 			o.Members = append(o.Members, roles.Member{ID: uint64(i + 1), Name: m.Name, PeerURL: "https://" + net.JoinHostPort(m.Address, strconv.Itoa(etcd.ClientPort+1)), Answers: m.Ready})
+			if m.Ready {
+				ready++
+			}
+		}
+	}
+	// The API answered, so there is a quorum, whatever the Nodes say.
+	if 2*ready <= len(o.Members) {
+		for i := range o.Members {
+			o.Members[i].Answers = true
 		}
 	}
 }
