@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,6 +30,7 @@ import (
 const (
 	ticketLabel = plan.Group + "/ticket" // the machine's name
 	ticketValid = 15 * time.Minute
+	spare       = 2 * time.Minute // that a ticket must have left to be of use
 
 	// uploaded is where kubeadm leaves the encrypted keys of the site.
 	uploaded = "kubeadm-certs"
@@ -49,11 +52,7 @@ func (k *Keeper) readTickets(ctx context.Context) (tickets []ticket, err error) 
 		if s.Type == corev1.SecretTypeBootstrapToken {
 			continue
 		}
-		data := map[string]string{}
-		for key, value := range s.Data {
-			data[key] = string(value)
-		}
-		t, err := machine.ReadTicket(data)
+		t, err := machine.ReadTicket(text(s.Data))
 		if err != nil {
 			// Spoiled by another hand: it is of no use, and is replaced by the next.
 			t = machine.Ticket{CertificateKey: plan.NewSecret("unreadable")}
@@ -84,7 +83,7 @@ func (r *reading) key() (key roles.Key) {
 // master that encrypts the site's keys with it. Done again it goes on where it was.
 func (k *Keeper) issueKey(ctx context.Context, r *reading, name, boot string) error {
 	at := slices.IndexFunc(r.tickets, func(t ticket) bool {
-		return t.machine == name && t.Upload != "" && t.Boot == boot && t.Until.Sub(k.Now()) > 2*time.Minute
+		return t.machine == name && t.Upload != "" && t.Boot == boot && t.Until.Sub(k.Now()) > spare
 	})
 	var upload string
 	if at >= 0 {
@@ -137,44 +136,47 @@ func (k *Keeper) invite(ctx context.Context, name, boot string) error {
 	return k.admit(ctx, name, name)
 }
 
-// issue makes a token and the ticket that has it, in the place of an older ticket.
+// issue sees to a token and the ticket that has it, in the place of an older ticket.
+// Done again it goes on where it was: with the token that has no ticket yet.
 func (k *Keeper) issue(ctx context.Context, name, boot string, key bool) (upload string, err error) {
 	secrets := k.core.Secrets(machine.TicketNamespace)
-	token, err := bootstraputil.GenerateBootstrapToken()
+	list, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: ticketLabel + "=" + name})
 	if err != nil {
-		return "", fmt.Errorf("make a token: %w", err)
+		return "", fmt.Errorf("list the tokens of %s: %w", name, err)
 	}
-	id, secret, _ := strings.Cut(token, ".")
-	t := machine.Ticket{Token: plan.NewSecret(token), Boot: boot, Until: k.Now().Add(ticketValid)}
+	t := machine.Ticket{Boot: boot}
+	var owner *corev1.Secret
+	for _, s := range list.Items {
+		data := text(s.Data)
+		if s.Type == corev1.SecretTypeBootstrapToken {
+			until, err := time.Parse(time.RFC3339, data[bootstrap.BootstrapTokenExpirationKey])
+			if err == nil && until.Sub(k.Now()) > spare {
+				owner, t.Until = &s, until
+				t.Token = plan.NewSecret(data[bootstrap.BootstrapTokenIDKey] + "." + data[bootstrap.BootstrapTokenSecretKey])
+			}
+		} else if there, err := machine.ReadTicket(data); err == nil && there.Boot == boot && there.Until.Sub(k.Now()) > spare && (there.CertificateKey.Value() != "") == key {
+			return there.Upload, nil
+		} else if err := k.takeBack(ctx, name); err != nil {
+			return "", err
+		} else {
+			return k.issue(ctx, name, boot, key)
+		}
+	}
+	if owner == nil {
+		if owner, err = k.token(ctx, name, &t); err != nil {
+			return "", err
+		}
+	}
 	if key {
 		random := make([]byte, 32) // as kubeadm has it: AES-256
 		if _, err := rand.Read(random); err != nil {
 			return "", fmt.Errorf("make a certificate key: %w", err)
 		}
+		id, _, _ := strings.Cut(t.Token.Value(), ".")
 		t.CertificateKey, t.Upload = plan.NewSecret(hex.EncodeToString(random)), name+"/"+id
 	}
-	if err := gone(secrets.Delete(ctx, machine.TicketName(name), metav1.DeleteOptions{})); err != nil {
-		return "", fmt.Errorf("take back the last ticket of %s: %w", name, err)
-	}
-	data := map[string]string{
-		bootstrap.BootstrapTokenIDKey:               id,
-		bootstrap.BootstrapTokenSecretKey:           secret,
-		bootstrap.BootstrapTokenExpirationKey:       t.Until.UTC().Format(time.RFC3339),
-		bootstrap.BootstrapTokenDescriptionKey:      "made by reconcile, for " + name + " to join again",
-		bootstrap.BootstrapTokenExtraGroupsKey:      machine.Joiners,
-		bootstrap.BootstrapTokenUsageAuthentication: "true",
-		bootstrap.BootstrapTokenUsageSigningKey:     "true",
-	}
-	labels := map[string]string{ticketLabel: name}
-	owner, err := secrets.Create(ctx, &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: bootstraputil.BootstrapTokenSecretName(id), Labels: labels},
-		Type:       corev1.SecretTypeBootstrapToken, StringData: data,
-	}, metav1.CreateOptions{FieldManager: manager})
-	if err != nil {
-		return "", fmt.Errorf("make a token for %s: %w", name, err)
-	}
 	_, err = secrets.Create(ctx, &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Name: machine.TicketName(name), Labels: labels, OwnerReferences: []metav1.OwnerReference{
+		ObjectMeta: metav1.ObjectMeta{Name: machine.TicketName(name), Labels: owner.Labels, OwnerReferences: []metav1.OwnerReference{
 			{APIVersion: "v1", Kind: "Secret", Name: owner.Name, UID: owner.UID},
 		}},
 		StringData: t.Data(),
@@ -183,6 +185,33 @@ func (k *Keeper) issue(ctx context.Context, name, boot string, key bool) (upload
 		return "", fmt.Errorf("make the ticket of %s: %w", name, err)
 	}
 	return t.Upload, nil
+}
+
+// token makes the bootstrap token of a ticket.
+func (k *Keeper) token(ctx context.Context, name string, t *machine.Ticket) (*corev1.Secret, error) {
+	token, err := bootstraputil.GenerateBootstrapToken()
+	if err != nil {
+		return nil, fmt.Errorf("make a token: %w", err)
+	}
+	id, secret, _ := strings.Cut(token, ".")
+	t.Token, t.Until = plan.NewSecret(token), k.Now().Add(ticketValid)
+	made, err := k.core.Secrets(machine.TicketNamespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: bootstraputil.BootstrapTokenSecretName(id), Labels: map[string]string{ticketLabel: name}},
+		Type:       corev1.SecretTypeBootstrapToken,
+		StringData: map[string]string{
+			bootstrap.BootstrapTokenIDKey:               id,
+			bootstrap.BootstrapTokenSecretKey:           secret,
+			bootstrap.BootstrapTokenExpirationKey:       t.Until.UTC().Format(time.RFC3339),
+			bootstrap.BootstrapTokenDescriptionKey:      "made by reconcile, for " + name + " to join again",
+			bootstrap.BootstrapTokenExtraGroupsKey:      machine.Joiners,
+			bootstrap.BootstrapTokenUsageAuthentication: "true",
+			bootstrap.BootstrapTokenUsageSigningKey:     "true",
+		},
+	}, metav1.CreateOptions{FieldManager: manager})
+	if err != nil {
+		return nil, fmt.Errorf("make a token for %s: %w", name, err)
+	}
+	return made, nil
 }
 
 // admit lets machines read the ticket of one, and nobody else.
@@ -198,19 +227,35 @@ func (k *Keeper) admit(ctx context.Context, name string, readers ...string) erro
 	for _, reader := range slices.Compact(readers) {
 		binding.Subjects = append(binding.Subjects, rbacv1.Subject{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "system:node:" + reader})
 	}
-	roles, bindings := k.rbac.Roles(machine.TicketNamespace), k.rbac.RoleBindings(machine.TicketNamespace)
-	if _, err = roles.Create(ctx, role, metav1.CreateOptions{FieldManager: manager}); apierrors.IsAlreadyExists(err) {
-		_, err = roles.Update(ctx, role, metav1.UpdateOptions{FieldManager: manager})
-	}
-	if err == nil {
-		if _, err = bindings.Create(ctx, binding, metav1.CreateOptions{FieldManager: manager}); apierrors.IsAlreadyExists(err) {
-			_, err = bindings.Update(ctx, binding, metav1.UpdateOptions{FieldManager: manager})
-		}
-	}
-	if err != nil {
+	if err := k.grant(ctx, role, binding); err != nil {
 		return fmt.Errorf("let %s read the ticket of %s: %w", strings.Join(readers, " and "), name, err)
 	}
 	return nil
+}
+
+// grant sees to a role and who has it, and writes nothing that is so already.
+func (k *Keeper) grant(ctx context.Context, role *rbacv1.Role, binding *rbacv1.RoleBinding) error {
+	roles, bindings := k.rbac.Roles(machine.TicketNamespace), k.rbac.RoleBindings(machine.TicketNamespace)
+	switch have, err := roles.Get(ctx, role.Name, metav1.GetOptions{}); {
+	case apierrors.IsNotFound(err):
+		if _, err := roles.Create(ctx, role, metav1.CreateOptions{FieldManager: manager}); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case !equality.Semantic.DeepEqual([]any{have.Rules, have.OwnerReferences}, []any{role.Rules, role.OwnerReferences}):
+		if _, err := roles.Update(ctx, role, metav1.UpdateOptions{FieldManager: manager}); err != nil {
+			return err
+		}
+	}
+	have, err := bindings.Get(ctx, binding.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = bindings.Create(ctx, binding, metav1.CreateOptions{FieldManager: manager})
+	case err == nil && !equality.Semantic.DeepEqual([]any{have.Subjects, have.OwnerReferences}, []any{binding.Subjects, binding.OwnerReferences}):
+		_, err = bindings.Update(ctx, binding, metav1.UpdateOptions{FieldManager: manager})
+	}
+	return err
 }
 
 // cleanup takes the site's uploaded keys and every ticket with a certificate key
@@ -230,31 +275,47 @@ func (k *Keeper) cleanup(ctx context.Context, r *reading) error {
 		return fmt.Errorf("take back %s: %w", uploaded, err)
 	}
 	for _, t := range r.tickets {
-		if t.CertificateKey.Value() == "" {
-			continue
-		}
-		name := machine.TicketName(t.machine)
-		tokens, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: ticketLabel + "=" + t.machine})
-		if err != nil {
-			return fmt.Errorf("list the tokens of %s: %w", t.machine, err)
-		}
-		errs := []error{
-			gone(k.rbac.RoleBindings(machine.TicketNamespace).Delete(ctx, name, metav1.DeleteOptions{})),
-			gone(k.rbac.Roles(machine.TicketNamespace).Delete(ctx, name, metav1.DeleteOptions{})),
-		}
-		for _, s := range tokens.Items {
-			if s.Type == corev1.SecretTypeBootstrapToken {
-				errs = append(errs, gone(secrets.Delete(ctx, s.Name, metav1.DeleteOptions{})))
-			}
-		}
-		errs = append(errs, gone(secrets.Delete(ctx, name, metav1.DeleteOptions{})))
-		for _, err := range errs {
-			if err != nil {
-				return fmt.Errorf("take back the ticket of %s: %w", t.machine, err)
+		if t.CertificateKey.Value() != "" {
+			if err := k.takeBack(ctx, t.machine); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// takeBack ends a machine's ticket and all that belongs to it, the ticket last.
+func (k *Keeper) takeBack(ctx context.Context, machineName string) error {
+	secrets, name := k.core.Secrets(machine.TicketNamespace), machine.TicketName(machineName)
+	tokens, err := secrets.List(ctx, metav1.ListOptions{LabelSelector: ticketLabel + "=" + machineName})
+	if err != nil {
+		return fmt.Errorf("list the tokens of %s: %w", machineName, err)
+	}
+	errs := []error{
+		gone(k.rbac.RoleBindings(machine.TicketNamespace).Delete(ctx, name, metav1.DeleteOptions{})),
+		gone(k.rbac.Roles(machine.TicketNamespace).Delete(ctx, name, metav1.DeleteOptions{})),
+	}
+	for _, s := range tokens.Items {
+		if s.Type == corev1.SecretTypeBootstrapToken {
+			errs = append(errs, gone(secrets.Delete(ctx, s.Name, metav1.DeleteOptions{})))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("take back the ticket of %s: %w", machineName, err)
+	}
+	if err := gone(secrets.Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
+		return fmt.Errorf("take back the ticket of %s: %w", machineName, err)
+	}
+	return nil
+}
+
+// text is the content of a Secret, all of which is text.
+func text(data map[string][]byte) map[string]string {
+	all := map[string]string{}
+	for key, value := range data {
+		all[key] = string(value)
+	}
+	return all
 }
 
 // gone forgives that something is gone already.
