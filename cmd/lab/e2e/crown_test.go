@@ -456,6 +456,9 @@ func table(kills []*kill) string {
 	for i, k := range kills {
 		fmt.Fprintf(&b, "%-3d %-6s %-6s %7.1fs %7.1fs %7.1fs %7.1fs %7.1fs %7d %8.1fs\n", i+1, k.victim, k.heir,
 			k.took.Seconds(), k.waiting.Seconds(), k.preparing.Seconds(), k.join.Seconds(), k.gap.Seconds(), k.writes, k.writeGap.Seconds())
+		if k.gap > 0 {
+			fmt.Fprintf(&b, "    the gap: %s\n", k.gapAt)
+		}
 		sum += k.took
 	}
 	if len(kills) > 1 {

@@ -51,7 +51,8 @@ defaults
     log global
     mode tcp
     option dontlognull
-    timeout connect 3s
+    # In a room a kernel answers at once; one that does not is dead, and the next is asked.
+    timeout connect 1s
     timeout check 2s
     timeout client 1h
     timeout server 1h
