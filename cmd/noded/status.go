@@ -25,6 +25,9 @@ import (
 type report struct {
 	Member     *member.Membership `json:"member,omitempty"`   // absent: no member
 	UnderWay   string             `json:"underWay,omitempty"` // an init or join that is not complete
+	Role       *member.Part       `json:"role,omitempty"`     // what the machine remembers; absent: it was given none yet
+	Blank      bool               `json:"blank,omitempty"`    // it was reset, and waits to join again
+	Quarantine string             `json:"quarantine,omitempty"`
 	Units      []unitState        `json:"units"`
 	Masters    []string           `json:"masters,omitempty"` // that the balancer leads to
 	API        apiState           `json:"api"`
@@ -109,6 +112,17 @@ func look(ctx context.Context, h *host.Host) (r *report, err error) {
 	if r.Member == nil {
 		return r, nil
 	}
+	part, err := member.ReadPart(h)
+	if err != nil {
+		return nil, err
+	}
+	if part.Generation > 0 {
+		r.Role = &part
+	}
+	r.Blank = member.Blank(h)
+	if h.Exists(member.Quarantine) {
+		r.Quarantine = member.Quarantine
+	}
 	r.API, r.Machine = ask(ctx, h, r.Member)
 	if text, err := h.Read(lastBeatFile); err == nil {
 		var b beat
@@ -173,6 +187,15 @@ func (r *report) write(w io.Writer, now time.Time) error {
 	if r.UnderWay != "" {
 		row("not complete", "noded %s: run it again, or noded reset", r.UnderWay)
 	}
+	if p := r.Role; p != nil {
+		row("role", "%s, generation %d%s", p.Role, p.Generation, r.pending())
+		if p.Failure != "" {
+			row("join failed", "generation %d: %s", p.Failed, p.Failure)
+		}
+	}
+	if r.Quarantine != "" {
+		row("put aside", "%s: etcd's data of the time as a master; once the site works without it, it can be deleted", r.Quarantine)
+	}
 	if r.Machine != nil {
 		row("phase", "%s", orDash(r.Machine.Phase))
 		row("heartbeat", "%s ago", age(now, r.Machine.Heartbeat))
@@ -207,6 +230,20 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		row("last error", "%s", r.LastError)
 	}
 	return t.Flush()
+}
+
+// pending is what is still to be done for the machine to be what it was told to be.
+func (r *report) pending() string {
+	switch p := r.Role; {
+	case r.Blank:
+		return ": it was reset, and waits for the site to let it join again"
+	case p.Reached == p.Generation:
+		return ""
+	case p.Reached == 0:
+		return ": not reached yet"
+	default:
+		return fmt.Sprintf(": not reached yet, it is as of generation %d", p.Reached)
+	}
 }
 
 func orDash(text string) string {

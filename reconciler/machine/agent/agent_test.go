@@ -56,6 +56,7 @@ type world struct {
 	log     *buffer
 	kubelet atomic.Bool // is well
 	alive   atomic.Int64
+	roleGen int64 // of the role that is declared
 
 	mu      sync.Mutex
 	answers []error
@@ -92,7 +93,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, plane: plane, machine: hosttest.NewDebian(t), log: &buffer{}}
+	w := &world{T: t, plane: plane, machine: hosttest.NewDebian(t), log: &buffer{}, roleGen: 3}
 	if w.admin, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
@@ -108,8 +109,8 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// run starts the agent, quick as a test wants it.
-func (w *world) run() {
+// run starts the agent, quick as a test wants it, until stop or the end of the test.
+func (w *world) run() (stop func()) {
 	healthz := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, _ *http.Request) {
 		if !w.kubelet.Load() {
 			out.WriteHeader(http.StatusInternalServerError)
@@ -130,7 +131,7 @@ func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	w.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		select {
 		case err := <-ended:
@@ -144,6 +145,8 @@ func (w *world) run() {
 			w.Logf("the agent's log\n%s", w.log)
 		}
 	})
+	w.Cleanup(stop)
+	return stop
 }
 
 func (w *world) last() (n int, err error) {
@@ -220,7 +223,7 @@ func nodesResource() schema.GroupVersionResource {
 func (w *world) declare(name, role, address string) {
 	w.Helper()
 	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": plan.APIVersion, "kind": "Machine", "metadata": map[string]any{"name": name},
-		"spec": map[string]any{"role": role, "roleGeneration": int64(3), "address": address}}}
+		"spec": map[string]any{"role": role, "roleGeneration": w.roleGen, "address": address}}}
 	if _, err := w.admin.Resource(machine.Resource()).Apply(w.Context(), name, o, metav1.ApplyOptions{FieldManager: "test", Force: true}); err != nil {
 		w.Fatal(err)
 	}
@@ -393,6 +396,129 @@ func TestAgent(t *testing.T) {
 		t.Errorf("%d beats of a machine that has left", now-n)
 	}
 	w.onlyOwnStatus()
+}
+
+// TestFenced is the way of a master that the site has replaced: it stops to serve,
+// reboots, says that it is blank, and joins again with the ticket of that boot.
+func TestFenced(t *testing.T) {
+	w := newWorld(t)
+	done := func(host.Command, []byte) (string, error) { return "", nil }
+	w.machine.Runner.Answers["systemctl reboot"] = done
+	w.machine.Runner.Answers["kubeadm reset"] = done
+	w.join(machine.Master)
+	w.machine.Put(t, host.CAFile, w.ca())
+	word := w.machine.Get(member.KubeletConf)
+	w.machine.Runner.Answers["kubeadm join"] = func(host.Command, []byte) (string, error) {
+		w.machine.Put(t, member.KubeletConf, word)
+		w.kubelet.Store(true)
+		return "", nil
+	}
+	serving := []string{"/etc/kubernetes/manifests/etcd.yaml", "/etc/kubernetes/manifests/kube-apiserver.yaml", "/etc/kubernetes/pki/ca.key", "/etc/kubernetes/admin.conf"}
+	for _, file := range serving {
+		w.machine.Put(t, file, "of the site")
+	}
+	w.machine.Put(t, "/var/lib/etcd/member/snap/db", "the site")
+	w.declare("pc-01", machine.Master, "")
+	w.node("pc-01", "True")
+	w.kubelet.Store(true)
+	stop := w.run()
+	w.until("a master", func() bool {
+		s := w.status("pc-01")
+		return s.Phase == machine.Ready && s.RoleGeneration == 3 && s.Keys && !s.Blank
+	})
+
+	w.kubelet.Store(false) // what follows ends it
+	w.roleGen = 4
+	w.declare("pc-01", machine.Worker, "")
+	w.until("a reboot", func() bool { return w.ran("systemctl reboot") == 1 })
+	for _, file := range append(serving, "/var/lib/etcd/member") {
+		if w.machine.Exists(file) {
+			t.Errorf("a worker has %s", file)
+		}
+	}
+	if kept := w.machine.Get(member.Quarantine + "/snap/db"); kept != "the site" {
+		t.Errorf("put aside is %q", kept)
+	}
+	stop()
+
+	w.boot("22222222-1111-4222-8333-444455556666")
+	stop = w.run()
+	w.until("a blank machine that says so", func() bool {
+		s := w.status("pc-01")
+		return s.Blank && !s.Keys && s.RoleGeneration == 4 && s.UnorderedBoots == 0
+	})
+
+	// A ticket that was meant for the time before the reboot is none.
+	w.ticket("0e5ad2b1-1111-4222-8333-444455556666")
+	n, _ := w.last()
+	w.until("five beats", func() bool { now, _ := w.last(); return now > n+5 })
+	if joins := w.ran("kubeadm join"); joins > 0 {
+		t.Errorf("%d joins with the ticket of another boot", joins)
+	}
+	w.ticket("22222222-1111-4222-8333-444455556666")
+	w.until("a worker", func() bool { s := w.status("pc-01"); return !s.Blank && s.Phase == machine.Ready })
+	if w.ran("kubeadm join") != 1 || w.ran("systemctl reboot") != 1 {
+		t.Errorf("it ran %q", w.machine.Runner.Lines())
+	}
+	stop()
+
+	w.boot("33333333-1111-4222-8333-444455556666")
+	w.run()
+	w.until("a boot that nobody ordered to be told", func() bool { return w.status("pc-01").UnorderedBoots == 1 })
+	w.onlyOwnStatus()
+	if said := w.log.String(); strings.Contains(said, "abcdef0123456789") {
+		t.Errorf("the log has the secret of the token:\n%s", said)
+	}
+}
+
+func (w *world) boot(id string) {
+	w.Helper()
+	w.machine.Put(w.T, "/proc/sys/kernel/random/boot_id", id+"\n")
+}
+
+// ran is how often a command was run.
+func (w *world) ran(prefix string) (n int) {
+	for _, line := range w.machine.Runner.Lines() {
+		if strings.HasPrefix(line, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) ca() string {
+	w.Helper()
+	text, err := os.ReadFile(filepath.Join(w.plane.Dir, "pki", "ca.crt"))
+	if err != nil {
+		w.Fatal(err)
+	}
+	return string(text)
+}
+
+// ticket lets pc-01 join as a worker in a boot, as the keeper of roles does.
+func (w *world) ticket(boot string) {
+	w.Helper()
+	name := machine.TicketName("pc-01")
+	data := map[string]any{}
+	for key, value := range (machine.Ticket{Token: plan.NewSecret("abcdef.abcdef0123456789"), Boot: boot, Until: time.Now().Add(time.Hour)}).Data() {
+		data[key] = value
+	}
+	for resource, o := range map[string]map[string]any{
+		"secrets":      {"apiVersion": "v1", "kind": "Secret", "stringData": data},
+		"roles":        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": []any{map[string]any{"apiGroups": []any{""}, "resources": []any{"secrets"}, "resourceNames": []any{name}, "verbs": []any{"get"}}}},
+		"rolebindings": {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "roleRef": map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}, "subjects": []any{map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:node:pc-01"}}},
+	} {
+		o["metadata"] = map[string]any{"name": name}
+		group, version, _ := strings.Cut(o["apiVersion"].(string), "/")
+		if version == "" {
+			group, version = "", group
+		}
+		_, err := w.admin.Resource(schema.GroupVersionResource{Group: group, Version: version, Resource: resource}).Namespace(machine.TicketNamespace).
+			Apply(w.Context(), name, &unstructured.Unstructured{Object: o}, metav1.ApplyOptions{FieldManager: "test", Force: true})
+		if err != nil {
+			w.Fatal(err)
+		}
+	}
 }
 
 // onlyOwnStatus looks at everything that the agent has written.

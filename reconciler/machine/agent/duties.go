@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
@@ -255,7 +256,8 @@ func (a *Agent) carry(ctx context.Context, d duty, m *member.Membership, s state
 		}
 		p.Done.Snapshot = o.Snapshot
 	case uploadCerts:
-		t, err := a.readTicket(ctx, m, upTo(o.UploadCerts))
+		name, _, _ := strings.Cut(o.UploadCerts, "/")
+		t, err := a.readTicket(ctx, m, name)
 		if err == nil && t.Upload != o.UploadCerts {
 			err = errors.New("the ticket is another one by now")
 		}
@@ -276,16 +278,6 @@ func (a *Agent) rejoin(ctx context.Context, m *member.Membership, s state, progr
 		return err
 	}
 	return (&member.Rejoin{Host: a.Host, Needs: needs, Member: *m, Ticket: *s.ticket, Progress: progress}).Run(ctx)
-}
-
-// upTo is the name of the machine in an order to upload.
-func upTo(word string) string {
-	for i, c := range word {
-		if c == '/' {
-			return word[:i]
-		}
-	}
-	return word
 }
 
 // ticket of this machine, if it is good for this boot and moment.

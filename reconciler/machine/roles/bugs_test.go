@@ -47,6 +47,19 @@ func TestModelFindsBugs(t *testing.T) {
 			}
 			return decision
 		}, []int{13}},
+		{"what a machine last said of itself is believed, though it may have joined since", func(d Declared, o Observed, now time.Time, m Memory) Decision {
+			o.Machines, m.Signs = slices.Clone(o.Machines), maps.Clone(m.Signs)
+			for i := range o.Machines {
+				if p := &o.Machines[i]; p.Blank && p.Joined {
+					p.Invited, p.Lease = false, time.Time{}
+					if s, ok := m.Signs[p.Name]; ok {
+						s.Kubelet, s.lease = time.Time{}, time.Time{}
+						m.Signs[p.Name] = s
+					}
+				}
+			}
+			return Plan(d, o, now, m)
+		}, []int{13}},
 		{"a snapshot that cannot be written keeps the crown open", func(d Declared, o Observed, now time.Time, m Memory) Decision {
 			d.Limits.Snapshot = 1000 * time.Hour
 			return Plan(d, o, now, m)

@@ -52,6 +52,11 @@ func (w *world) anything() {
 			p.side = 1 - p.side
 		}
 	case 24:
+		if o := w.objects[p.name]; o.joined && !p.manifests && w.choose(2) == 0 {
+			w.note("somebody deletes the Node of %s", p.name)
+			o.joined, o.labelled, o.cordoned, o.ours, o.lease = false, false, false, false, time.Time{}
+			break
+		}
 		p.kubelet = false
 		w.note("the kubelet of %s dies", p.name)
 	case 25:
@@ -198,6 +203,7 @@ func (w *world) heal() {
 		p.side, p.skew, p.stuck, p.fails = 0, 0, false, false
 		p.fsync = min(p.fsync, 5*time.Millisecond)
 		if p.on && p.booting == 0 {
+			p.registered = p.registered && p.kubelet
 			p.agent, p.kubelet = true, true
 		}
 		// An address that two have goes to the one that is a member with it.

@@ -61,7 +61,7 @@ type Limits struct {
 	Verify   time.Duration // 10m
 	Snapshot time.Duration // 2m
 	Held     time.Duration // a prepared heir is kept waiting by breakers for so long; 30m
-	Repair   time.Duration // between two restarts of a kubelet; 2m
+	Repair   time.Duration // without a sign of a kubelet before it is restarted, and between two restarts; 2m
 }
 
 func (l Limits) withDefaults() Limits {

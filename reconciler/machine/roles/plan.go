@@ -366,15 +366,18 @@ func (v *view) chore() *Step {
 		}
 		s := &Step{Machine: name}
 		switch {
-		case v.isVoter(name) && v.lostKubelet(name) && v.hasAgent(name) && !m.Blank && v.now.Sub(v.memory.Signs[name].Repair) >= v.d.Limits.Repair:
+		case v.isVoter(name) && v.lostKubelet(name) && v.hasAgent(name) && !m.Blank && v.mayRepair(name):
 			s.Do, s.Why = Repair, "its agent reports, and its kubelet does not renew the lease"
+		case v.declared[name] != nil && !m.Joined && !m.Blank && v.hasAgent(name) && v.mayRepair(name):
+			s.Do, s.Why = Repair, "it has no Node, and a kubelet makes one when it starts"
 		case m.Role == Master && v.leftover(name) == nil:
 			s.Do, s.Generation, s.Why = Fence, m.Generation+1, "its role is that of a master, and it is no member of etcd"
 		case m.Role == Worker && m.Blank && v.hasAgent(name) && v.declared[name] != nil && v.leftover(name) == nil:
 			switch {
+			case m.Invited, m.Joined && v.hasKubelet(name): // it may have joined, and not have told so yet
 			case m.Joined:
 				s.Do, s.Why = DeleteNode, "it is reset, and its old Node is in the way of joining again"
-			case !m.Invited:
+			default:
 				s.Do, s.Why = JoinWorker, "it is reset, and joins again as a worker"
 			}
 		case m.Ours && m.Cordoned && m.Joined && !m.Blank && m.Ready:

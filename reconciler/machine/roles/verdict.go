@@ -170,6 +170,19 @@ func (v *view) lostKubelet(name string) bool {
 	return !v.recent(s.Kubelet) && v.age(s.First) > v.d.Limits.Silent
 }
 
+// mayRepair reports whether a kubelet that gives no sign had the time to give one
+// by itself, also since it was restarted last: after a crown its old lease may have
+// to go first.
+func (v *view) mayRepair(name string) bool {
+	s := v.sign(name)
+	for _, at := range []time.Time{s.First, s.Kubelet, s.Repair} {
+		if v.age(at) < v.d.Limits.Repair {
+			return false
+		}
+	}
+	return true
+}
+
 // isWiped reports whether a master says itself that its data is gone.
 func (v *view) isWiped(name string) bool {
 	return v.isVoter(name) && !v.member[name].Answers && v.machines[name].Blank && v.recent(v.memory.Signs[name].Agent)

@@ -29,6 +29,7 @@ type pc struct {
 
 	// its disk
 	conf, keys, manifests bool
+	registered            bool   // by the kubelet that runs
 	data                  uint64 // of which member
 	seenRole              string
 	seen, reached         int64
@@ -51,7 +52,8 @@ type object struct {
 	role                       string
 	generation                 int64
 	ordered                    string
-	invited                    bool
+	invited                    string // the boot for which a token exists
+	until                      time.Time
 	heartbeat                  time.Time
 	reached, failed            int64
 	blank, keys                bool
@@ -304,13 +306,14 @@ func (w *world) turn(p *pc) {
 		if p.booting--; p.booting > 0 {
 			return
 		}
-		p.kubelet, p.agent = true, true
+		p.kubelet, p.agent, p.registered = true, true, false
 		learn()
 		if p.seenRole == Worker && (p.manifests || p.data != 0 || p.keys) {
 			fence() // before kubelet and etcd may start
 			return
 		}
 	}
+	joins := false
 	if p.agent {
 		learn()
 		switch {
@@ -324,20 +327,23 @@ func (w *world) turn(p *pc) {
 		case p.seenRole == Master && p.seen > p.reached && reach:
 			w.join(p, o)
 		case p.seenRole == Worker:
-			if p.reached = p.seen; p.blank() && o.invited && reach && !o.joined {
-				p.conf, o.invited = true, false
+			if p.reached = p.seen; p.blank() && o.invited == fmt.Sprint(p.boot) && o.until.After(w.now) && reach && !o.joined {
+				p.conf, joins = true, true
 			}
 		}
-		if reach {
+		if reach && !joins { // its Node is there before it tells that it is blank no more
 			o.heartbeat = w.now.Add(p.skew)
 			o.reached, o.failed, o.blank, o.keys, o.boot = p.reached, p.failed, p.blank(), p.keys, fmt.Sprint(p.boot)
 		}
 	}
 	if p.kubelet && p.conf && reach {
-		if !o.joined {
+		if !o.joined && !p.registered { // which a kubelet does when it starts, and not again
 			o.joined, o.labelled, o.cordoned, o.ours = true, p.manifests, false, false
 		}
-		o.lease = w.now.Add(p.skew)
+		p.registered = true
+		if o.joined {
+			o.lease = w.now.Add(p.skew)
+		}
 	}
 	if p.kubelet && p.manifests && p.data != 0 {
 		p.etcd = true
@@ -408,7 +414,7 @@ func (w *world) join(p *pc, o *object) {
 			fail("its member was removed")
 			return
 		}
-		m.learner, p.conf, p.reached, p.join = false, true, p.seen, 0
+		m.learner, p.conf, p.registered, p.reached, p.join = false, true, true, p.seen, 0
 		o.joined, o.labelled, o.cordoned, o.ours = true, true, false, false
 		o.lease = w.now
 		w.note("%s is a master", p.name)
@@ -426,7 +432,7 @@ func (w *world) observe(fresh bool) reading {
 		}
 		o.Machines = append(o.Machines, Machine{Name: p.name, Joined: a.joined, Ready: a.joined && w.now.Sub(a.lease.Add(-p.skew)) < 50*time.Second && !a.blank,
 			Labelled: a.labelled, Cordoned: a.cordoned, Ours: a.ours, Lease: a.lease, Version: "v1.36.3",
-			Role: a.role, Generation: a.generation, Ordered: a.ordered, Invited: a.invited,
+			Role: a.role, Generation: a.generation, Ordered: a.ordered, Invited: a.invited != "" && a.invited == a.boot && a.until.After(w.now),
 			Heartbeat: a.heartbeat, Reached: a.reached, Blank: a.blank, Keys: a.keys, Failed: a.failed, Boot: a.boot,
 			Address: p.address, CPU: p.cpu, Memory: 8 << 30, Fsync: p.fsync, Skew: p.skew, Images: p.images, Pods: pods, Displaced: float64(pods)})
 	}
@@ -588,7 +594,7 @@ func (w *world) act(s *Step) {
 	case Reset:
 		o.ordered = s.Crown
 	case DeleteNode:
-		*o = object{role: o.role, generation: o.generation, ordered: o.ordered, invited: o.invited, heartbeat: o.heartbeat,
+		*o = object{role: o.role, generation: o.generation, ordered: o.ordered, invited: o.invited, until: o.until, heartbeat: o.heartbeat,
 			reached: o.reached, failed: o.failed, blank: o.blank, keys: o.keys, boot: o.boot}
 	case RemoveMember:
 		if m := w.member(s.Member); m != nil && m.peer == s.PeerURL {
@@ -622,10 +628,10 @@ func (w *world) act(s *Step) {
 		}
 	case Repair:
 		if p.on && p.agent && p.side == w.quorumSide() {
-			p.kubelet = true
+			p.kubelet, p.registered = true, false
 		}
 	case JoinWorker:
-		o.invited = true
+		o.invited, o.until = o.boot, w.now.Add(15*time.Minute)
 	}
 }
 
