@@ -54,7 +54,7 @@ func fenced(ctx context.Context, h *host.Host, patience time.Duration) error {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		if told, err := roleOf(ctx, h, m); err == nil {
-			p = p.Learn(told.Role, told.RoleGeneration)
+			p = p.Learn(told.Metadata.UID, told.Spec.Role, told.Spec.RoleGeneration)
 			if err := member.SavePart(h, p); err != nil {
 				h.Log.WarnContext(ctx, "the role was not noted", "error", err)
 			}
@@ -83,8 +83,14 @@ func othersThan(h *host.Host, m *member.Membership) bool {
 	return err != nil
 }
 
+// assigned is what a Machine object says of the role.
+type assigned struct {
+	Metadata struct{ UID string }
+	Spec     machine.Assigned
+}
+
 // roleOf asks the site until it answers or ctx ends.
-func roleOf(ctx context.Context, h *host.Host, m *member.Membership) (told machine.Assigned, err error) {
+func roleOf(ctx context.Context, h *host.Host, m *member.Membership) (told assigned, err error) {
 	if _, err := host.EnsureHosts(h, m.Site); err != nil {
 		return told, err
 	}
@@ -100,12 +106,11 @@ func roleOf(ctx context.Context, h *host.Host, m *member.Membership) (told machi
 	for {
 		o, err := client.Resource(machine.Resource()).Get(ctx, m.Name, metav1.GetOptions{})
 		if err == nil {
-			var mc struct{ Spec machine.Assigned }
 			text, err := o.MarshalJSON()
 			if err == nil {
-				err = json.Unmarshal(text, &mc)
+				err = json.Unmarshal(text, &told)
 			}
-			return mc.Spec, err
+			return told, err
 		}
 		if member.Wait(ctx, 500*time.Millisecond) != nil {
 			return told, err

@@ -148,13 +148,13 @@ func (a *Agent) hear(name string, o *object) {
 }
 
 // heardOf is what was heard of a machine, nil for nothing.
-func (a *Agent) heardOf(name string) (spec *machine.Assigned, ready bool) {
+func (a *Agent) heardOf(name string) (uid string, spec *machine.Assigned, ready bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.own.name != name {
-		return nil, false
+		return "", nil, false
 	}
-	return a.own.spec, a.own.ready
+	return string(a.own.uid), a.own.spec, a.own.ready
 }
 
 // tellPart is what the next beat reports.

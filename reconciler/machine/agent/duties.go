@@ -15,6 +15,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/member"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -70,6 +71,8 @@ func next(s state) duty {
 			return joinFailed
 		case p.Tried == p.Generation:
 			return none // it will be made a worker
+		case !s.blank && !s.serves:
+			return fence // installed anew, and joined by hand: what it was is lost, and it says so when it is blank
 		case s.blank && s.ticket != nil && s.ticket.CertificateKey.Value() != "":
 			return joinMaster
 		}
@@ -79,16 +82,18 @@ func next(s state) duty {
 	case worker && s.blank && s.ticket != nil && s.ticket.CertificateKey.Value() == "":
 		return joinWorker
 	}
+	// Those that a crown waits for go first; each is tried until it is done or withdrawn,
+	// and what fails must not be in the way of what is more.
 	o, done := s.heard.Orders, p.Done
 	switch {
-	case o.Prepull != "" && o.Prepull != done.Prepull:
-		return prepull
-	case o.RestartKubelet != "" && o.RestartKubelet != done.RestartKubelet:
-		return restartKubelet
-	case o.Snapshot != "" && o.Snapshot != done.Snapshot && s.serves:
-		return snapshot
 	case o.UploadCerts != "" && o.UploadCerts != done.UploadCerts && s.serves:
 		return uploadCerts
+	case o.RestartKubelet != "" && o.RestartKubelet != done.RestartKubelet:
+		return restartKubelet
+	case o.Prepull != "" && o.Prepull != done.Prepull:
+		return prepull
+	case o.Snapshot != "" && o.Snapshot != done.Snapshot && s.serves:
+		return snapshot
 	}
 	return none
 }
@@ -135,12 +140,12 @@ func (a *Agent) dutyOnce(ctx context.Context) (again bool, err error) {
 	}
 	before := p
 	p = p.Started(host.BootID(h), time.Now())
-	heard, ready := a.heardOf(m.Name)
+	uid, heard, ready := a.heardOf(m.Name)
 	if heard != nil {
 		if p.Generation == 0 {
 			p.Done = heard.Orders // of an earlier life, before it was installed anew
 		}
-		p = p.Learn(heard.Role, heard.RoleGeneration)
+		p = p.Learn(uid, heard.Role, heard.RoleGeneration)
 	}
 	s := state{part: p, heard: heard, ready: ready,
 		serves: member.Serves(h), keys: member.HasKeys(h), blank: member.Blank(h), kubelet: h.Exists(member.KubeletConf)}
@@ -178,7 +183,7 @@ func (a *Agent) dutyOnce(ctx context.Context) (again bool, err error) {
 }
 
 func same(a, b member.Part) bool {
-	return a.Role == b.Role && a.Generation == b.Generation && a.Reached == b.Reached && a.Tried == b.Tried && a.Failed == b.Failed && a.Failure == b.Failure &&
+	return a.Machine == b.Machine && a.Role == b.Role && a.Generation == b.Generation && a.Reached == b.Reached && a.Tried == b.Tried && a.Failed == b.Failed && a.Failure == b.Failure &&
 		a.Done == b.Done && a.Boot == b.Boot && a.Ordered == b.Ordered && slices.Equal(a.Boots, b.Boots)
 }
 
@@ -258,13 +263,11 @@ func (a *Agent) carry(ctx context.Context, d duty, m *member.Membership, s state
 	case uploadCerts:
 		name, _, _ := strings.Cut(o.UploadCerts, "/")
 		t, err := a.readTicket(ctx, m, name)
-		if err == nil && t.Upload != o.UploadCerts {
-			err = errors.New("the ticket is another one by now")
-		}
-		if err == nil {
+		if err == nil && t.Upload == o.UploadCerts {
 			err = member.UploadCerts(ctx, h, *m, *t)
 		}
-		if err != nil {
+		// A ticket that is gone, or another one by now: the order is of no use any more.
+		if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
 			return p, err
 		}
 		p.Done.UploadCerts = o.UploadCerts

@@ -46,7 +46,7 @@ func TestNext(t *testing.T) {
 		"crowned, without a ticket":                    {state{part: crowned, heard: heard(machine.Master, 3, machine.Orders{}), blank: true}, none},
 		"crowned, with a ticket":                       {state{part: crowned, heard: heard(machine.Master, 3, machine.Orders{}), blank: true, ticket: &key}, joinMaster},
 		"crowned, with a worker's ticket":              {state{part: crowned, heard: heard(machine.Master, 3, machine.Orders{}), blank: true, ticket: &token}, none},
-		"crowned, and not reset":                       {state{part: crowned, heard: heard(machine.Master, 3, machine.Orders{}), ticket: &key, kubelet: true}, none},
+		"a master that was joined anew by hand":        {state{part: crowned, heard: heard(machine.Master, 3, machine.Orders{}), ticket: &key, kubelet: true}, fence},
 		"cut short":                                    {state{part: tried, heard: heard(machine.Master, 3, machine.Orders{}), blank: true, ticket: &key}, joinFailed},
 		"cut short in the middle":                      {state{part: tried, heard: heard(machine.Master, 3, machine.Orders{}), serves: true, keys: true}, joinFailed},
 		"cut short at the last moment":                 {state{part: tried, heard: heard(machine.Master, 3, machine.Orders{}), serves: true, keys: true, kubelet: true, ready: true}, arrived},
@@ -58,6 +58,7 @@ func TestNext(t *testing.T) {
 		"an order that was taken back":                 {state{part: did, heard: heard(machine.Worker, 2, machine.Orders{})}, none},
 		"a snapshot":                                   {state{part: master, heard: heard(machine.Master, 2, machine.Orders{Snapshot: "crown-2"}), serves: true}, snapshot},
 		"a snapshot from who has no etcd":              {state{part: worker, heard: heard(machine.Worker, 2, machine.Orders{Snapshot: "crown-2"})}, none},
+		"an upload, though a snapshot fails":           {state{part: master, heard: heard(machine.Master, 2, machine.Orders{Snapshot: "crown-1", UploadCerts: "pc-04/a"}), serves: true}, uploadCerts},
 		"an upload":                                    {state{part: master, heard: heard(machine.Master, 2, machine.Orders{UploadCerts: "pc-04/a"}), serves: true}, uploadCerts},
 	} {
 		if got := next(test.state); got != test.want {
@@ -69,7 +70,10 @@ func TestNext(t *testing.T) {
 // TestPart: an older role teaches nothing, and a boot that was ordered is none of
 // those that speak against a machine.
 func TestPart(t *testing.T) {
-	p := member.Part{}.Learn(machine.Master, 3).Learn(machine.Worker, 2).Learn("", 9)
+	p := member.Part{}.Learn("a", machine.Master, 3).Learn("a", machine.Worker, 2).Learn("a", "", 9).Learn("b", "", 1)
+	if q := p.Learn("b", machine.Worker, 1); q.Role != machine.Worker || q.Generation != 1 {
+		t.Errorf("the Machine was made anew: %+v", q)
+	}
 	if p.Role != machine.Master || p.Generation != 3 {
 		t.Errorf("%+v", p)
 	}

@@ -69,6 +69,10 @@ func (k *Keeper) act(ctx context.Context, r *reading, s *roles.Step) error {
 		return k.cleanup(ctx, r)
 	case roles.Snapshot:
 		return k.snapshot(ctx, r, s.Crown)
+	case roles.Withdraw:
+		return k.orderOf(ctx, r, s.Machine, func(o *machine.Orders) { o.Reset = "" })
+	case roles.Label:
+		return k.label(ctx, r.nodes[s.Machine])
 	case roles.Repair:
 		return k.orderOf(ctx, r, s.Machine, func(o *machine.Orders) { o.RestartKubelet = k.Now().UTC().Format(time.RFC3339) })
 	}
@@ -168,6 +172,19 @@ func (k *Keeper) unlabel(ctx context.Context, n *corev1.Node) error {
 		}
 	}
 	return k.patchNode(ctx, n, map[string]any{"labels": map[string]any{machine.MasterLabel: nil}}, map[string]any{"taints": taints})
+}
+
+// label makes a master's Node one, as kubeadm would have: a join may be cut short
+// before it does, and somebody may have deleted the Node.
+func (k *Keeper) label(ctx context.Context, n *corev1.Node) error {
+	if n == nil {
+		return nil
+	}
+	taints := n.Spec.Taints
+	if !slices.ContainsFunc(taints, func(t corev1.Taint) bool { return t.Key == machine.MasterLabel }) {
+		taints = append(taints, corev1.Taint{Key: machine.MasterLabel, Effect: corev1.TaintEffectPreferNoSchedule})
+	}
+	return k.patchNode(ctx, n, map[string]any{"labels": map[string]any{machine.MasterLabel: ""}}, map[string]any{"taints": taints})
 }
 
 func (k *Keeper) patchNode(ctx context.Context, n *corev1.Node, metadata, spec map[string]any) error {

@@ -115,6 +115,7 @@ const deadline = 15 * time.Second
 func (k *Keeper) Run(ctx context.Context) {
 	k.memory = roles.Memory{}
 	var told string
+	well := k.Now()
 	for {
 		again, err := k.Turn(ctx)
 		if ctx.Err() != nil {
@@ -124,7 +125,10 @@ func (k *Keeper) Run(ctx context.Context) {
 			k.Log.WarnContext(ctx, "roles", "error", err)
 			told = text
 		} else if err == nil {
-			told = ""
+			told, well = "", k.Now()
+		}
+		if err != nil && k.Now().Sub(well) > blind {
+			k.blinded(ctx, err)
 		}
 		pause := k.Every
 		if again {
@@ -136,6 +140,19 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// blind is how long the roles may not be kept before people are told.
+const blind = time.Minute
+
+// blinded tells that nobody keeps the roles.
+func (k *Keeper) blinded(ctx context.Context, err error) {
+	d := roles.Decision{Holds: []*plan.Fault{{Code: roles.Unreadable, ID: plan.ID{System: plan.Machines},
+		Cause: "nobody keeps the roles of machines: " + err.Error(), Hint: "a master that dies now is not replaced"}}}
+	k.mu.Lock()
+	k.last = d
+	k.mu.Unlock()
+	k.tell(ctx, d)
 }
 
 // Turn is one look, one decision and at most one step. Again is true where
@@ -204,8 +221,7 @@ func passing(err error) bool {
 // tell tells what is news of a decision, and each again after an hour.
 func (k *Keeper) tell(ctx context.Context, d roles.Decision) {
 	now := k.Now()
-	say := func(warning bool, reason plan.Code, note string) {
-		key := string(reason) + note
+	say := func(key string, warning bool, reason plan.Code, note string) {
 		if at, ok := k.told[key]; ok && now.Sub(at) < time.Hour {
 			return
 		}
@@ -223,14 +239,14 @@ func (k *Keeper) tell(ctx context.Context, d roles.Decision) {
 		}
 	}
 	for _, f := range d.Holds {
-		say(true, f.Code, f.Error())
+		say(string(f.Code)+f.ID.Name, true, f.Code, f.Error()) // its text may tell for how long
 	}
 	if s := d.Step; s != nil {
 		note := s.String()
 		if s.Why != "" {
 			note += ": " + s.Why
 		}
-		say(false, plan.Code(s.Do), strings.TrimSpace(note))
+		say(note, false, plan.Code(s.Do), strings.TrimSpace(note))
 	}
 }
 

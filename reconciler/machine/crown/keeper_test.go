@@ -73,6 +73,17 @@ func TestKeeper(t *testing.T) {
 	if slices.Contains(s.masters, victim) {
 		t.Errorf("%s is dead: %v", victim, s.masters)
 	}
+	if len(s.crowns) != number+1 {
+		t.Errorf("two daemons made %d crowns of one death", len(s.crowns)-number)
+	}
+	steps := map[string]bool{}
+	for _, e := range last(s).Journal {
+		if step := string(e.Step) + " " + e.Machine; steps[step] {
+			t.Errorf("%s is in the journal twice: %+v", step, last(s).Journal)
+		} else {
+			steps[step] = true
+		}
+	}
 	lost()
 }
 
@@ -85,13 +96,13 @@ func TestKilled(t *testing.T) {
 	r.apply("sites", "lab", map[string]any{"masters": 3, "failover": map[string]any{"after": "1m", "crownsPerDay": 100}})
 	s := r.await("1 -> 3 masters", func(s state) bool { return s.settled(3) })
 	stop()
-	number := len(s.crowns)
-	r.kill("pc-02")
+	number, victim := len(s.crowns), s.masters[1]
+	r.kill(victim)
 	daemons := 0
 	deadline := time.Now().Add(4 * time.Minute)
 	for {
 		if s, err := r.state(); err == nil && s.settled(3) && len(s.crowns) > number {
-			if o := last(s).Outcome; o != roles.Done || slices.Contains(s.masters, "pc-02") {
+			if o := last(s).Outcome; o != roles.Done || slices.Contains(s.masters, victim) {
 				t.Errorf("it ended as %s: %+v", o, last(s))
 			}
 			break
@@ -108,9 +119,9 @@ func TestKilled(t *testing.T) {
 		t.Errorf("%d daemons are fewer than the steps of a crown", daemons)
 	}
 	r.noKeys()
-	r.start("pc-02")
+	r.start(victim)
 	stop = r.run()
-	r.awaitWorker("pc-02")
+	r.awaitWorker(victim)
 	stop()
 	lost()
 }

@@ -207,7 +207,7 @@ func (r *reading) machine(name string, k kept, lease time.Time) roles.Machine {
 	n, s := r.nodes[name], k.Status
 	m := roles.Machine{
 		Name: name, Lease: lease,
-		Role: k.Spec.Role, Generation: k.Spec.RoleGeneration, Ordered: k.Spec.Orders.Reset,
+		Role: k.Spec.Role, Generation: k.Spec.RoleGeneration, Ordered: k.Spec.Orders.Reset, ResetFor: s.Done.Reset,
 		Heartbeat: s.Heartbeat, Reached: s.RoleGeneration, Blank: s.Blank, Keys: s.Keys, Failed: s.FailedGeneration,
 		Boot: s.Inventory.BootID, Address: k.address(n), CPU: s.Inventory.CPU, Images: s.Images, Restarts: s.UnorderedBoots,
 	}
@@ -290,7 +290,7 @@ func (r *reading) assume() {
 	ready := 0
 	for i, m := range o.Machines {
 		if m.Role == roles.Master && m.Labelled {
-			o.Members = append(o.Members, roles.Member{ID: uint64(i + 1), Name: m.Name, PeerURL: "https://" + net.JoinHostPort(m.Address, strconv.Itoa(etcd.ClientPort+1)), Answers: m.Ready})
+			o.Members = append(o.Members, roles.Member{ID: uint64(i + 1), Leader: len(o.Members) == 0, Name: m.Name, PeerURL: "https://" + net.JoinHostPort(m.Address, strconv.Itoa(etcd.ClientPort+1)), Answers: m.Ready})
 			if m.Ready {
 				ready++
 			}

@@ -184,7 +184,7 @@ func (r *room) beat(ctx context.Context, p *pc) {
 	case m.Spec.Role == roles.Worker && p.member:
 		p.fenced++
 		reset()
-	case m.Spec.Role == roles.Worker && m.Spec.Orders.Reset != p.done.Reset:
+	case m.Spec.Role == roles.Worker && m.Spec.Orders.Reset != "" && m.Spec.Orders.Reset != p.done.Reset:
 		p.done.Reset = m.Spec.Orders.Reset
 		reset()
 	case m.Spec.Role == roles.Worker:
@@ -285,9 +285,17 @@ func (r *room) join(ctx context.Context, p *pc) error {
 		return err
 	}
 	defer client.Close()
-	added, err := client.MemberAddAsLearner(ctx, []string{r.etcd.Members[p.name].PeerURL})
-	if err != nil {
-		return err
+	// As kubeadm does: etcd refuses while the last one to join is not long in touch.
+	var added *clientv3.MemberAddResponse
+	for {
+		if added, err = client.MemberAddAsLearner(ctx, []string{r.etcd.Members[p.name].PeerURL}); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(250 * time.Millisecond):
+		}
 	}
 	var initial []string
 	for _, m := range added.Members {

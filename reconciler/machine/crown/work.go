@@ -22,7 +22,8 @@ func (k *Keeper) work(ctx context.Context, r *reading) error {
 	o := &r.observed
 	rests := len(o.Members) == max(1, r.declared.Masters)
 	for _, m := range o.Members {
-		rests = rests && m.Answers && !m.Learner
+		rests = rests && m.Answers && !m.Learner &&
+			slices.ContainsFunc(r.declared.Machines, func(d roles.Declaration) bool { return d.Name == m.Name })
 	}
 	for _, c := range o.Crowns {
 		rests = rests && !c.Open()
@@ -43,7 +44,7 @@ func (k *Keeper) work(ctx context.Context, r *reading) error {
 	}
 	for i := range o.Machines {
 		m := &o.Machines[i]
-		var bound []string
+		var bound, alone []string
 		for p := range pods.Items {
 			pod := &pods.Items[p]
 			if pod.Spec.NodeName != m.Name || !evictable(pod) {
@@ -51,6 +52,9 @@ func (k *Keeper) work(ctx context.Context, r *reading) error {
 			}
 			m.Pods++
 			m.Displaced += weight(pod)
+			if metav1.GetControllerOf(pod) == nil {
+				alone = append(alone, pod.Namespace+"/"+pod.Name)
+			}
 			for _, v := range pod.Spec.Volumes {
 				if c := v.PersistentVolumeClaim; c != nil && pinned[pod.Namespace+"/"+c.ClaimName] {
 					bound = append(bound, pod.Namespace+"/"+pod.Name)
@@ -59,6 +63,9 @@ func (k *Keeper) work(ctx context.Context, r *reading) error {
 		}
 		if len(bound) > 0 {
 			m.Pinned = "the data of " + strings.Join(slices.Compact(bound), ", ") + " are on its disk"
+		}
+		if len(alone) > 0 { // kubectl drain would want --force
+			m.Pinned = "nobody would start " + strings.Join(alone, ", ") + " again"
 		}
 		m.Stuck = k.stuck[m.Name]
 	}

@@ -29,6 +29,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // ClientPort is where a master's etcd answers, as kubeadm has it.
@@ -230,7 +231,11 @@ func (c *Cluster) client(at string) (*clientv3.Client, error) {
 		DialKeepAliveTime: 5 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
 		// One member is asked, and its own answer is wanted: no second try elsewhere.
 		MaxUnaryRetries: 1,
-		DialOptions:     []grpc.DialOption{grpc.WithNoProxy()}, // a site is on the spot
+		DialOptions: []grpc.DialOption{
+			grpc.WithNoProxy(), // a site is on the spot
+			// One that was away is noticed when it is back: gRPC would wait for up to two minutes.
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: .2, MaxDelay: 3 * time.Second}, MinConnectTimeout: 3 * time.Second}),
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connect to etcd at %s: %w", at, err)

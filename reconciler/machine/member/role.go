@@ -11,6 +11,9 @@ import (
 // know when nobody answers, and what it must not do twice. It is kept on the disk,
 // and the zero value is that of a machine that was given none yet.
 type Part struct {
+	// Machine is the UID of the Machine object that told: the next of that name counts
+	// its generations afresh.
+	Machine string `json:"machine,omitempty"`
 	// Role and Generation are the newest that it was told of.
 	Role       string `json:"role,omitempty"`
 	Generation int64  `json:"generation,omitempty"`
@@ -44,10 +47,17 @@ func ReadPart(h *host.Host) (p Part, err error) {
 // SavePart puts it there.
 func SavePart(h *host.Host, p Part) error { return save(h, partFile, p) }
 
-// Learn is the part after it was told of a role. An older one teaches nothing.
-func (p Part) Learn(role string, generation int64) Part {
-	if role != "" && generation >= p.Generation {
-		p.Role, p.Generation = role, generation
+// Learn is the part after the Machine object of a UID told of a role. An older
+// generation teaches nothing.
+func (p Part) Learn(machine, role string, generation int64) Part {
+	if role == "" {
+		return p
+	}
+	if p.Machine != "" && machine != p.Machine {
+		p.Generation, p.Reached, p.Tried, p.Failed, p.Failure = 0, 0, 0, 0, ""
+	}
+	if generation >= p.Generation {
+		p.Machine, p.Role, p.Generation = machine, role, generation
 	}
 	return p
 }

@@ -110,7 +110,7 @@ func (f *forecast) carry(d Decision) {
 	case Drain:
 		m.Pods = 0
 	case Reset:
-		m.Ordered = s.Crown
+		m.Ordered, m.ResetFor = s.Crown, s.Crown
 		blank()
 	case DeleteNode:
 		m.Joined, m.Ready, m.Labelled, m.Cordoned, m.Ours = false, false, false, false, false
@@ -144,6 +144,10 @@ func (f *forecast) carry(d Decision) {
 		}
 	case Repair:
 		m.Lease = m.Lease.Add(time.Second)
+	case Label:
+		m.Labelled = true
+	case Withdraw:
+		m.Ordered = ""
 	case JoinWorker:
 		m.Blank, m.Joined, m.Ready, m.Lease = false, true, true, f.now
 	}
@@ -193,6 +197,10 @@ func (s Step) String() string {
 		return "uncordon " + m
 	case JoinWorker:
 		return "join " + m + " as a worker"
+	case Label:
+		return "label the Node of " + m + " as a master's"
+	case Withdraw:
+		return "withdraw the order to reset " + m
 	}
 	return string(s.Do) + " " + m
 }

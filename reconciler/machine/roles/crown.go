@@ -132,6 +132,8 @@ const (
 	RollBack     Action = "RollBack"     // store that the crown is to be undone, because the heir failed; nothing else
 	Uncordon     Action = "Uncordon"     // of a machine that we cordoned
 	JoinWorker   Action = "JoinWorker"   // a token for a blank machine; its agent joins as a worker
+	Label        Action = "Label"        // the Node of a master, which no kubelet may call one
+	Withdraw     Action = "Withdraw"     // the order to reset that a machine did not carry out in time
 )
 
 // NeedsFresh reports whether an action is decided on fresh reads only: whatever

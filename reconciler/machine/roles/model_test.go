@@ -52,7 +52,7 @@ func (w *world) anything() {
 			p.side = 1 - p.side
 		}
 	case 24:
-		if o := w.objects[p.name]; o.joined && !p.manifests && w.choose(2) == 0 {
+		if o := w.objects[p.name]; o.joined && w.choose(2) == 0 {
 			w.note("somebody deletes the Node of %s", p.name)
 			o.joined, o.labelled, o.cordoned, o.ours, o.lease = false, false, false, false, time.Time{}
 			break

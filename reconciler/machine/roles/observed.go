@@ -143,6 +143,7 @@ type Machine struct {
 	Reached   int64         // the generation of the role that it works in
 	Blank     bool          // it was reset and rebooted: no kubelet.conf, no manifests, no etcd data, no keys
 	Keys      bool          // it has the CA's keys
+	ResetFor  string        // the crown for which its agent reset it last
 	Failed    int64         // the generation for which a join failed; an agent tries each once
 	Boot      string        // changes with each boot
 	Address   string        // by which the site reaches it

@@ -370,7 +370,7 @@ func (v *view) chore() *Step {
 			s.Do, s.Why = Repair, "its agent reports, and its kubelet does not renew the lease"
 		case v.declared[name] != nil && !m.Joined && !m.Blank && v.hasAgent(name) && v.mayRepair(name):
 			s.Do, s.Why = Repair, "it has no Node, and a kubelet makes one when it starts"
-		case m.Role == Master && v.leftover(name) == nil:
+		case m.Role == Master && v.leftover(name) == nil && v.o.Agree:
 			s.Do, s.Generation, s.Why = Fence, m.Generation+1, "its role is that of a master, and it is no member of etcd"
 		case m.Role == Worker && m.Blank && v.hasAgent(name) && v.declared[name] != nil && v.leftover(name) == nil:
 			switch {
@@ -380,6 +380,10 @@ func (v *view) chore() *Step {
 			default:
 				s.Do, s.Why = JoinWorker, "it is reset, and joins again as a worker"
 			}
+		case m.Ordered != "" && m.Ordered != m.ResetFor:
+			s.Do, s.Why = Withdraw, "it was for "+m.Ordered+", which is over, and people work there again"
+		case m.Role == Master && v.isVoter(name) && v.member[name].Answers && m.Reached == m.Generation && m.Joined && !m.Labelled:
+			s.Do, s.Why = Label, "it is a master, and its Node does not say so"
 		case m.Ours && m.Cordoned && m.Joined && !m.Blank && m.Ready:
 			s.Do, s.Why = Uncordon, "no crown is about it any more"
 		}

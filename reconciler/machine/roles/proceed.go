@@ -184,6 +184,8 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 		return Failed, c.late(s, v)
 	case v.now.Sub(c.Begun) > v.d.Failover.After.Duration+v.d.Limits.Held:
 		return Cancelled, "it was held back for too long"
+	case c.Kind == Retire && !c.Dead && v.deadBut(c.Victim) != "":
+		return Cancelled, v.deadBut(c.Victim) + " is dead, and that goes first"
 	}
 	if c.Heir == "" || v.isVoter(c.Heir) {
 		return "", ""
@@ -207,6 +209,8 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	switch {
 	case !joining && (c.Kind == Grow || removed) && eligible >= v.d.Masters:
 		return Cancelled, fmt.Sprintf("%d masters are declared now", v.d.Masters)
+	case !joining && c.Kind == Grow && v.deadBut("") != "" && v.answering("") < quorum(len(v.voters)+1):
+		return Cancelled, v.deadBut("") + " is dead, and without it no other can be added"
 	case !v.mayBeMaster(c.Heir):
 		return Cancelled, fmt.Sprintf("the site repo does not let %s be a master any more", c.Heir)
 	case joining && m.Failed == m.Generation:

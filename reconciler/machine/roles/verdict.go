@@ -108,6 +108,16 @@ func (v *view) answering(without string) (n int) {
 	return n
 }
 
+// leader of etcd, "" for none.
+func (v *view) leader() string {
+	for _, name := range v.voters {
+		if v.member[name].Leader {
+			return name
+		}
+	}
+	return ""
+}
+
 func (v *view) isVoter(name string) bool {
 	m := v.member[name]
 	return m != nil && !m.Learner
@@ -143,6 +153,16 @@ func (v *view) isSilent(name string) bool { return v.silentFor(name) > 0 }
 
 // isDead reports whether a master is given up.
 func (v *view) isDead(name string) bool { return v.silentFor(name) >= v.d.Failover.After.Duration }
+
+// deadBut is the first dead master that is not the one; "" where there is none.
+func (v *view) deadBut(name string) string {
+	for _, voter := range v.voters {
+		if voter != name && v.isDead(voter) {
+			return voter
+		}
+	}
+	return ""
+}
 
 // isOff reports whether nothing at all is heard of a PC, whatever is on its disk:
 // what its circuit would explain.
@@ -331,6 +351,9 @@ func (v *view) frozen() *plan.Fault {
 		return &plan.Fault{Code: Suspended, ID: about(""), Cause: "the site is suspended: " + v.d.Suspended, Hint: "take suspend out of the site repo"}
 	case len(v.voters) == 0:
 		return &plan.Fault{Code: Unreadable, ID: about(""), Cause: "etcd's list of members could not be read", Hint: "see whether the masters run"}
+	case v.leader() == "" && v.answering("") >= quorum(len(v.voters)):
+		// Then their list is what each remembers, and good for nothing but telling people.
+		return &plan.Fault{Code: QuorumLost, ID: about(""), Cause: "etcd has no leader: nothing is changed automatically", Hint: "if that lasts, see whether the masters reach each other"}
 	case v.answering("") < quorum(len(v.voters)):
 		var missing []string
 		for _, name := range v.voters {

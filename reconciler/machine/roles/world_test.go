@@ -56,6 +56,7 @@ type object struct {
 	until                      time.Time
 	heartbeat                  time.Time
 	reached, failed            int64
+	resetFor                   string
 	blank, keys                bool
 	boot                       string
 	joined, labelled, cordoned bool
@@ -333,12 +334,13 @@ func (w *world) turn(p *pc) {
 		}
 		if reach && !joins { // its Node is there before it tells that it is blank no more
 			o.heartbeat = w.now.Add(p.skew)
+			o.resetFor = p.reset
 			o.reached, o.failed, o.blank, o.keys, o.boot = p.reached, p.failed, p.blank(), p.keys, fmt.Sprint(p.boot)
 		}
 	}
 	if p.kubelet && p.conf && reach {
 		if !o.joined && !p.registered { // which a kubelet does when it starts, and not again
-			o.joined, o.labelled, o.cordoned, o.ours = true, p.manifests, false, false
+			o.joined, o.labelled, o.cordoned, o.ours = true, false, false, false
 		}
 		p.registered = true
 		if o.joined {
@@ -433,7 +435,7 @@ func (w *world) observe(fresh bool) reading {
 		o.Machines = append(o.Machines, Machine{Name: p.name, Joined: a.joined, Ready: a.joined && w.now.Sub(a.lease.Add(-p.skew)) < 50*time.Second && !a.blank,
 			Labelled: a.labelled, Cordoned: a.cordoned, Ours: a.ours, Lease: a.lease, Version: "v1.36.3",
 			Role: a.role, Generation: a.generation, Ordered: a.ordered, Invited: a.invited != "" && a.invited == a.boot && a.until.After(w.now),
-			Heartbeat: a.heartbeat, Reached: a.reached, Blank: a.blank, Keys: a.keys, Failed: a.failed, Boot: a.boot,
+			ResetFor: a.resetFor, Heartbeat: a.heartbeat, Reached: a.reached, Blank: a.blank, Keys: a.keys, Failed: a.failed, Boot: a.boot,
 			Address: p.address, CPU: p.cpu, Memory: 8 << 30, Fsync: p.fsync, Skew: p.skew, Images: p.images, Pods: pods, Displaced: float64(pods)})
 	}
 	leader := w.member(w.leads)
@@ -594,7 +596,7 @@ func (w *world) act(s *Step) {
 	case Reset:
 		o.ordered = s.Crown
 	case DeleteNode:
-		*o = object{role: o.role, generation: o.generation, ordered: o.ordered, invited: o.invited, until: o.until, heartbeat: o.heartbeat,
+		*o = object{role: o.role, generation: o.generation, ordered: o.ordered, resetFor: o.resetFor, invited: o.invited, until: o.until, heartbeat: o.heartbeat,
 			reached: o.reached, failed: o.failed, blank: o.blank, keys: o.keys, boot: o.boot}
 	case RemoveMember:
 		if m := w.member(s.Member); m != nil && m.peer == s.PeerURL {
@@ -630,6 +632,10 @@ func (w *world) act(s *Step) {
 		if p.on && p.agent && p.side == w.quorumSide() {
 			p.kubelet, p.registered = true, false
 		}
+	case Withdraw:
+		o.ordered = ""
+	case Label:
+		o.labelled = true
 	case JoinWorker:
 		o.invited, o.until = o.boot, w.now.Add(15*time.Minute)
 	}
