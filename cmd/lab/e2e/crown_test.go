@@ -99,6 +99,7 @@ spec:
     spec:
       terminationGracePeriodSeconds: 0
       tolerations:
+        - {key: node-role.kubernetes.io/control-plane, operator: Exists} # else the worker next door scores higher
         - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 30}
         - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 30}
       affinity:
