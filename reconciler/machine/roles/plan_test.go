@@ -50,6 +50,15 @@ func (s *school) declaration(name string) *Declaration {
 	return &s.Declared.Machines[i]
 }
 
+// grown has more machines as masters.
+func (s *school) grown(names ...string) {
+	for _, name := range names {
+		m := s.machine(name)
+		m.Role, m.Labelled, m.Keys = Master, true, true
+		s.Members = append(s.Members, Member{ID: uint64(0xa1 + len(s.Members)), Name: name, PeerURL: "https://" + m.Address + ":2380", Answers: true})
+	}
+}
+
 // silence has machines give no sign since some time ago.
 func (s *school) silence(ago time.Duration, names ...string) {
 	for _, name := range names {
@@ -85,6 +94,99 @@ func TestText(t *testing.T) {
 	}{
 		{"all is well", func(s *school) {}, `
 masters: nothing to change
+`},
+		{"an order to reset of a crown that is over", func(s *school) { s.machine("pc-05").Ordered = "crown-1" }, `
+   1  withdraw the order to reset pc-05
+`},
+		{"an order that was carried out", func(s *school) { m := s.machine("pc-05"); m.Ordered, m.ResetFor = "crown-1", "crown-1" }, `
+masters: nothing to change
+`},
+		{"a master whose Node does not say so", func(s *school) { s.machine("pc-02").Labelled = false }, `
+   1  label the Node of pc-02 as a master's
+`},
+		{"a Node that somebody deleted", func(s *school) {
+			m := s.machine("pc-05")
+			m.Joined, m.Ready, m.Lease = false, false, time.Time{}
+			s.Memory = Assume(s.Observed)
+		}, `
+   1  restart the kubelet of pc-05
+`},
+		{"a machine that may have joined since it said that it is blank", func(s *school) { m := s.machine("pc-05"); m.Blank, m.Invited = true, true }, `
+masters: nothing to change
+`},
+		{"etcd has no leader", func(s *school) { s.Members[0].Leader = false; s.machine("pc-02").Role = Worker }, `
+held: QuorumLost: machines: etcd has no leader: nothing is changed automatically (if that lasts, see whether the masters reach each other)
+`},
+		{"a master dies while another is retired", func(s *school) {
+			s.Declared.Masters = 3
+			s.grown("pc-04", "pc-05")
+			s.Observed.Crowns = []Crown{{Number: 1, Kind: Retire, Victim: "pc-05", Member: 0xa5, Begun: start.Add(-time.Minute), Step: Cordon, Machine: "pc-05", Since: start.Add(-time.Minute), Why: "masters 5 -> 3"}}
+			s.silence(12*time.Minute, "pc-02")
+		}, `
+masters 5 -> 3
+   1  undo crown-1
+   2  close crown-1
+retire pc-02 (dead 12m): masters 5 -> 4
+   3  begin crown-2
+   4  remove the etcd member a2 of pc-02
+   5  make pc-02 a worker, generation 2
+   6  write a snapshot of etcd
+   7  close crown-2
+retire pc-05: masters 4 -> 3; of them it has the worst score, 0.74
+   8  begin crown-3
+   9  cordon pc-05
+  10  drain pc-05
+  11  remove the etcd member a5 of pc-05
+  12  make pc-05 a worker, generation 2
+  13  delete the Node of pc-05
+  14  write a snapshot of etcd
+  15  close crown-3
+  16  join pc-05 as a worker
+`},
+		{"a master dies while another is added", func(s *school) {
+			s.Declared.Masters = 5
+			s.Observed.Crowns = []Crown{{Number: 1, Kind: Grow, Heir: "pc-04", Boot: "0", Begun: start.Add(-time.Minute), Step: Drain, Machine: "pc-04", Since: start.Add(-time.Minute), Why: "masters 3 -> 5"}}
+			s.silence(12*time.Minute, "pc-02")
+		}, `
+masters 3 -> 5
+   1  undo crown-1
+   2  close crown-1
+retire pc-02 (dead 12m): heir pc-04, score 0.97, runner-up pc-08 0.89
+   3  begin crown-2
+   4  cordon pc-04
+   5  reset pc-04 and reboot it
+   6  delete the Node of pc-04
+   7  remove the etcd member a2 of pc-02
+   8  make pc-02 a worker, generation 2
+   9  issue a key and a token for pc-04
+  10  join pc-04 as a master, generation 2
+  11  verify pc-04
+  12  delete the key and the token
+  13  write a snapshot of etcd
+  14  close crown-2
+crown a worker: masters 3 -> 5: heir pc-06, score 0.84, runner-up pc-07 0.82
+  15  begin crown-3
+  16  cordon pc-06
+  17  drain pc-06
+  18  reset pc-06 and reboot it
+  19  delete the Node of pc-06
+  20  issue a key and a token for pc-06
+  21  join pc-06 as a master, generation 2
+  22  verify pc-06
+  23  delete the key and the token
+  24  write a snapshot of etcd
+  25  close crown-3
+crown a worker: masters 4 -> 5: heir pc-07, score 0.82, runner-up pc-05 0.74
+  26  begin crown-4
+  27  cordon pc-07
+  28  reset pc-07 and reboot it
+  29  delete the Node of pc-07
+  30  issue a key and a token for pc-07
+  31  join pc-07 as a master, generation 2
+  32  verify pc-07
+  33  delete the key and the token
+  34  write a snapshot of etcd
+  35  close crown-4
 `},
 		{"a dead master is replaced", func(s *school) { s.silence(12*time.Minute, "pc-02") }, `
 retire pc-02 (dead 12m): heir pc-04, score 0.97, runner-up pc-08 0.89
