@@ -330,7 +330,7 @@ func (v *view) unmet() *plan.Fault {
 		}
 	}
 	slices.Sort(why)
-	cause := fmt.Sprintf("%d masters are declared, and %s may be one", v.d.Masters, count(able, "machine", "machines"))
+	cause := fmt.Sprintf("%s declared, and %s may be one", count(v.d.Masters, "master is", "masters are"), count(able, "machine", "machines"))
 	if len(why) > 0 {
 		cause += ": " + list(why)
 	}

@@ -59,6 +59,15 @@ func (s *school) grown(names ...string) {
 	}
 }
 
+// alone has one master.
+func (s *school) alone() {
+	s.Declared.Masters, s.Members = 1, s.Members[:1]
+	for _, name := range []string{"pc-02", "pc-03"} {
+		m := s.machine(name)
+		m.Role, m.Labelled, m.Keys = Worker, false, false
+	}
+}
+
 // silence has machines give no sign since some time ago.
 func (s *school) silence(ago time.Duration, names ...string) {
 	for _, name := range names {
@@ -187,6 +196,57 @@ crown a worker: masters 4 -> 5: heir pc-07, score 0.82, runner-up pc-05 0.74
   33  delete the key and the token
   34  write a snapshot of etcd
   35  close crown-4
+`},
+		{"the last master may not be one, and nobody else may", func(s *school) {
+			s.alone()
+			for i := range s.Declared.Machines {
+				s.Declared.Machines[i].Master = Never
+			}
+		}, `
+crown a worker: masters 1 -> 2
+held: CountUnmet: machines: 1 master is declared, and 0 machines may be one: pc-01: master: never, pc-02: master: never, pc-03: master: never, pc-04: master: never, pc-05: master: never, pc-06: master: never, pc-07: master: never, pc-08: master: never (add machines to the site repo, or declare fewer masters)
+held: NoHeir: machines: no machine can become a master: pc-02: master: never in the site repo; pc-03: master: never in the site repo; pc-04: master: never in the site repo; pc-05: master: never in the site repo; pc-06: master: never in the site repo; pc-07: master: never in the site repo; pc-08: master: never in the site repo (add a machine, or mend one of these)
+MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
+pc-02: master: never in the site repo
+pc-03: master: never in the site repo
+pc-04: master: never in the site repo
+pc-05: master: never in the site repo
+pc-06: master: never in the site repo
+pc-07: master: never in the site repo
+pc-08: master: never in the site repo
+`},
+		{"the last master is taken out of the site repo", func(s *school) { s.alone(); s.Declared.Machines = s.Declared.Machines[1:] }, `
+crown a worker: masters 1 -> 2: heir pc-04, score 0.97, runner-up pc-07 0.97
+   1  begin crown-1
+   2  cordon pc-04
+   3  reset pc-04 and reboot it
+   4  delete the Node of pc-04
+   5  issue a key and a token for pc-04
+   6  join pc-04 as a master, generation 2
+   7  verify pc-04
+   8  delete the key and the token
+   9  write a snapshot of etcd
+  10  close crown-1
+retire pc-01: the site repo does not let it be a master
+  11  begin crown-2
+  12  cordon pc-01
+  13  move etcd's leadership from pc-01 to pc-04
+  14  remove the etcd member a1 of pc-01
+  15  make pc-01 a worker, generation 2
+  16  delete the Node of pc-01
+  17  write a snapshot of etcd
+  18  close crown-2
+MACHINE  SCORE  SPREAD  WORK  DISK  STABILITY  HEADROOM
+pc-04    0.97   1.00    1.00  0.80  1.00       1.00
+pc-07    0.97   1.00    1.00  0.80  1.00       1.00
+pc-08    0.89   1.00    0.67  0.80  1.00       1.00
+pc-05    0.89   1.00    0.67  0.80  1.00       1.00
+pc-02    0.89   1.00    0.67  0.80  1.00       1.00
+pc-06    0.84   1.00    0.50  0.80  1.00       1.00
+pc-03    0.84   1.00    0.50  0.80  1.00       1.00
+`},
+		{"the last master dies", func(s *school) { s.alone(); s.silence(12*time.Minute, "pc-01") }, `
+held: QuorumLost: machines: 0 of 1 masters answer, and 1 are needed: nothing is changed automatically; missing: pc-01 (start 1 of them; where their disks are lost, restore by hand)
 `},
 		{"a dead master is replaced", func(s *school) { s.silence(12*time.Minute, "pc-02") }, `
 retire pc-02 (dead 12m): heir pc-04, score 0.97, runner-up pc-08 0.89

@@ -177,9 +177,9 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	case !c.Dead && v.isSilent(c.Victim):
 		return Cancelled, c.Victim + " went silent while it was being retired"
 	case c.Kind == Replace && len(v.voters) > v.d.Masters:
-		return Cancelled, fmt.Sprintf("%d masters are declared now, and %s is not needed", v.d.Masters, c.Heir)
+		return Cancelled, fmt.Sprintf("%s declared now, and %s is not needed", count(v.d.Masters, "master is", "masters are"), c.Heir)
 	case c.Kind == Retire && len(v.voters) <= v.d.Masters && !v.isWiped(c.Victim):
-		return Cancelled, fmt.Sprintf("%d masters are declared now", v.d.Masters)
+		return Cancelled, count(v.d.Masters, "master is", "masters are") + " declared now"
 	case c.Kind == Retire && !c.Dead && (c.Attempts >= maxAttempts || s.do == Drain && v.over(c, s, v.d.Limits.Drain)):
 		return Failed, c.late(s, v)
 	case v.now.Sub(c.Begun) > v.d.Failover.After.Duration+v.d.Limits.Held:
@@ -208,7 +208,7 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	}
 	switch {
 	case !joining && (c.Kind == Grow || removed) && eligible >= v.d.Masters:
-		return Cancelled, fmt.Sprintf("%d masters are declared now", v.d.Masters)
+		return Cancelled, count(v.d.Masters, "master is", "masters are") + " declared now"
 	case !joining && c.Kind == Grow && v.deadBut("") != "" && v.answering("") < quorum(len(v.voters)+1):
 		return Cancelled, v.deadBut("") + " is dead, and without it no other can be added"
 	case !v.mayBeMaster(c.Heir):
