@@ -237,3 +237,68 @@ func (c CLI) Heals(ctx context.Context, volume string) (heals []Heal, err error)
 	}
 	return heals, nil
 }
+
+// See reads the pool and all its volumes. Self, Targets and Nudged are others' to know.
+func (c CLI) See(ctx context.Context) (s Seen, err error) {
+	s = Seen{Processes: map[string][]Process{}, Heals: map[string][]Heal{}}
+	if s.Peers, err = c.Pool(ctx); err != nil {
+		return s, err
+	}
+	if s.Volumes, err = c.Volumes(ctx); err != nil {
+		return s, err
+	}
+	for _, v := range s.Volumes {
+		if !v.Started {
+			continue
+		}
+		if s.Processes[v.Name], err = c.Processes(ctx, v.Name); err != nil {
+			return s, err
+		}
+		if s.Heals[v.Name], err = c.Heals(ctx, v.Name); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// Carry carries one step out. Done twice it is done once, or refused.
+func (c CLI) Carry(ctx context.Context, s *Step) error {
+	copies := strconv.Itoa(s.Replicas)
+	var args []string
+	switch s.Do {
+	case Probe:
+		args = []string{"peer", "probe", s.Address}
+	case Create:
+		args = []string{"volume", "create", s.Volume}
+		if s.Replicas > 1 {
+			args = append(args, "replica", copies)
+		}
+		if s.Arbiter {
+			args = append(args, "arbiter", "1")
+		}
+		args = append(args, s.Bricks...)
+	case Set:
+		args = []string{"volume", "set", s.Volume, s.Option, s.Value}
+	case Start:
+		args = []string{"volume", "start", s.Volume}
+	case Revive:
+		args = []string{"volume", "start", s.Volume, "force"}
+	case Reset:
+		// In two: the second wants a brick that was taken out of service.
+		if err := c.ask(ctx, nil, "volume", "reset-brick", s.Volume, s.Old, "start"); err != nil {
+			return err
+		}
+		args = []string{"volume", "reset-brick", s.Volume, s.Old, s.Old, "commit", "force"}
+	case Replace:
+		args = []string{"volume", "replace-brick", s.Volume, s.Old, s.New, "commit", "force"}
+	case Add:
+		args = append([]string{"volume", "add-brick", s.Volume, "replica", copies}, s.Bricks...)
+	case Remove:
+		args = append(append([]string{"volume", "remove-brick", s.Volume, "replica", copies}, s.Bricks...), "force")
+	case Mend:
+		args = []string{"volume", "heal", s.Volume}
+	default:
+		return fmt.Errorf("gluster: there is no step %q", s.Do)
+	}
+	return c.ask(ctx, nil, args...)
+}

@@ -331,6 +331,9 @@ func (k *Keeper) Forecast(ctx context.Context, site *plan.Site) (o Outlook, err 
 	r.declared.Limits = k.Limits
 	memory, now := roles.Assume(r.observed), k.Now()
 	o.Decision = roles.Plan(r.declared, r.observed, now, memory)
+	if o.Assumed != "" { // whose etcd answers is not known
+		o.Decision.Holds = slices.DeleteFunc(o.Decision.Holds, func(f *plan.Fault) bool { return f.Code == roles.AgentAway || f.Code == roles.EtcdAway })
+	}
 	o.Ahead, o.End = roles.Forecast(r.declared, r.observed, now, memory)
 	masters := map[string]bool{}
 	for _, m := range r.observed.Members {

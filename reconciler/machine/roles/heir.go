@@ -125,7 +125,7 @@ func (v *view) unfit(name, victim string) string {
 	case m.Pinned != "":
 		return "it holds what cannot be moved: " + m.Pinned
 	}
-	if why := v.unable(name); why != "" {
+	if why := v.unable(name, v.d.Limits.Fsync); why != "" {
 		return why
 	}
 	if down := v.down(v.circuit(name)); len(down) >= v.d.Failover.CircuitBreaker.Machines {
@@ -143,7 +143,7 @@ func (v *view) unfit(name, victim string) string {
 }
 
 // unable is why the hardware of a machine is not good enough.
-func (v *view) unable(name string) string {
+func (v *view) unable(name string, fsync time.Duration) string {
 	m, l := v.machines[name], v.d.Limits
 	switch {
 	case m.Skew.Abs() > l.Skew:
@@ -154,8 +154,8 @@ func (v *view) unable(name string) string {
 		return fmt.Sprintf("%d MB of memory, and %d are needed", m.Memory>>20, l.Memory>>20)
 	case m.Fsync == 0:
 		return "its disk was not measured yet"
-	case m.Fsync > l.Fsync:
-		return fmt.Sprintf("its disk takes %s for an fsync, and %s are allowed", m.Fsync, l.Fsync)
+	case m.Fsync > fsync:
+		return fmt.Sprintf("its disk takes %s for an fsync, and %s are allowed", m.Fsync, fsync)
 	}
 	return ""
 }

@@ -221,8 +221,8 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 		return Failed, fmt.Sprintf("%s is silent for %s", c.Heir, span(v.age(last)))
 	case !joining && v.hasAgent(c.Heir) && (!m.Blank || m.Joined) && s.prepared():
 		return Failed, fmt.Sprintf("%s was reset, and something joined it again", c.Heir)
-	case m.Blank && v.hasAgent(c.Heir) && v.unable(c.Heir) != "":
-		return Failed, fmt.Sprintf("%s: %s", c.Heir, v.unable(c.Heir))
+	case m.Blank && v.hasAgent(c.Heir) && v.unable(c.Heir, bearable*v.d.Limits.Fsync) != "":
+		return Failed, fmt.Sprintf("%s: %s", c.Heir, v.unable(c.Heir, bearable*v.d.Limits.Fsync))
 	case s.who == heir && c.Attempts >= maxAttempts, s.who == heir && v.over(c, s, v.limit(s.do)):
 		return Failed, c.late(s, v)
 	}
@@ -231,6 +231,11 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	}
 	return "", ""
 }
+
+// bearable is how many times the limit the disk of an heir may take that was fit when
+// it was chosen: it is timed again just when it has booted, and a site that lacks a
+// master is worse off than one whose etcd has a slow disk.
+const bearable = 10
 
 // prepared reports whether the heir is to be reset, and without a Node, at a stage.
 func (s stage) prepared() bool {

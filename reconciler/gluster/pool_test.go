@@ -1,0 +1,224 @@
+package gluster_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kingmaker-io/kingmaker/cmd/lab/glustertest"
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
+)
+
+// steward does what the one of a site does, on real machines.
+type steward struct {
+	*testing.T
+	room   *glustertest.Room
+	wanted gluster.Wanted
+	nudged map[string]time.Time
+	steps  []string
+}
+
+func newSteward(t *testing.T, machines int) *steward {
+	t.Helper()
+	return &steward{T: t, room: glustertest.Start(t, machines), nudged: map[string]time.Time{}, wanted: gluster.Wanted{Name: "homes"}}
+}
+
+func (s *steward) target(ctx context.Context, m *glustertest.Machine) gluster.Target {
+	t := gluster.Target{Machine: m.Name, Address: m.Address, Path: path.Join(glustertest.BrickDir, "homes")}
+	out, err := m.Run(ctx, "getfattr", "--absolute-names", "--only-values", "--name", "trusted.glusterfs.volume-id", t.Path)
+	if len(out) == 16 && err == nil {
+		h := hex.EncodeToString(out)
+		t.Holds = strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
+	}
+	return t
+}
+
+// want places the volume.
+func (s *steward) want(names ...string) {
+	s.wanted.Bricks = nil
+	for _, name := range names {
+		m := s.room.Machine(name)
+		s.wanted.Bricks = append(s.wanted.Bricks, gluster.Target{Machine: name, Address: m.Address, Path: path.Join(glustertest.BrickDir, "homes")})
+	}
+}
+
+// turn is one look and at most one step, on the first machine that is there.
+func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, err error) {
+	var cli gluster.CLI
+	var self []string
+	targets := map[string]gluster.Target{}
+	for _, m := range s.room.Machines {
+		t := s.target(ctx, m)
+		targets[t.String()] = t
+		if _, err := m.Run(ctx, "true"); err == nil && cli == nil {
+			cli, self = m.CLI(), []string{m.Address}
+		}
+	}
+	seen, err := cli.See(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	seen.At, seen.Self, seen.Targets, seen.Nudged = time.Now(), self, targets, s.nudged
+	w := s.wanted
+	w.Bricks = slices.Clone(w.Bricks)
+	for i, b := range w.Bricks {
+		w.Bricks[i] = targets[b.String()]
+	}
+	step, faults := gluster.Next([]gluster.Wanted{w}, seen)
+	for _, f := range faults {
+		holds += string(f.Code) + " "
+	}
+	if step == nil {
+		return nil, strings.TrimSpace(holds), nil
+	}
+	if step.Do == gluster.Mend {
+		s.nudged[step.Volume] = time.Now()
+	}
+	line := string(step.Do)
+	switch step.Do {
+	case gluster.Set:
+		line += " " + step.Option
+	case gluster.Replace:
+		line += " " + step.Old + " -> " + step.New
+	case gluster.Reset:
+		line += " " + step.Old
+	case gluster.Create, gluster.Add, gluster.Remove:
+		line += fmt.Sprintf(" %d %v", step.Replicas, step.Bricks)
+	case gluster.Probe:
+		line += " " + step.Address
+	}
+	s.Logf("%s: %s", line, step.Why)
+	s.steps = append(s.steps, line)
+	return step, holds, cli.Carry(ctx, step)
+}
+
+// settle goes on until there is nothing to do, and what holds back is that.
+func (s *steward) settle(holds string) {
+	s.Helper()
+	var last string
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		step, held, err := s.turn(s.Context())
+		if step == nil && err == nil && held == holds {
+			return
+		}
+		if now := fmt.Sprint(step, " ", held, " ", err); now != last {
+			s.Logf("%s", now)
+			last = now
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("not settled: %v, held %q, %v", step, held, err)
+		}
+	}
+}
+
+// mount mounts the volume on a machine, and returns where.
+func (s *steward) mount(name string) string {
+	s.Helper()
+	m, at := s.room.Machine(name), "/srv/homes"
+	must := func(args ...string) {
+		s.Helper()
+		if out, err := m.Run(s.Context(), args...); err != nil {
+			s.Fatalf("%v: %v %s", args, err, out)
+		}
+	}
+	must("mkdir", "-p", at)
+	must("mount", "-t", "glusterfs", m.Address+":/homes", at)
+	return at
+}
+
+// write makes files through the mount, and returns their checksums.
+func (s *steward) write(name, at, prefix string, n int) map[string]string {
+	s.Helper()
+	sums := map[string]string{}
+	script := fmt.Sprintf("cd %s && mkdir -p %s && for i in $(seq %d); do echo %s $i > %s/$i; done; sync -f .", at, prefix, n, prefix, prefix)
+	if out, err := s.room.Machine(name).Run(s.Context(), "bash", "-c", script); err != nil {
+		s.Fatalf("write: %v %s", err, out)
+	}
+	for i := range n {
+		sum := sha256.Sum256(fmt.Appendf(nil, "%s %d\n", prefix, i+1))
+		sums[fmt.Sprintf("%s/%d", prefix, i+1)] = hex.EncodeToString(sum[:])
+	}
+	return sums
+}
+
+// on is every file on a machine's brick, by checksum.
+func (s *steward) on(name string) map[string]string {
+	s.Helper()
+	script := "cd " + path.Join(glustertest.BrickDir, "homes") + " && find . -path ./.glusterfs -prune -o -type f -print0 | xargs -0r sha256sum"
+	out, err := s.room.Machine(name).Run(s.Context(), "bash", "-c", script)
+	if err != nil {
+		s.Fatal(err)
+	}
+	found := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		sum, file, _ := strings.Cut(strings.TrimSpace(line), "  ./")
+		found[file] = sum
+	}
+	return found
+}
+
+func (s *steward) everywhere(sums map[string]string) {
+	s.Helper()
+	for _, b := range s.wanted.Bricks {
+		if found := s.on(b.Machine); !maps.Equal(found, sums) {
+			s.Errorf("%s has %d files of %d", b.Machine, len(found), len(sums))
+		}
+	}
+}
+
+// TestSteward is the life of a volume on real glusterd: made, one machine dies and is
+// replaced, one comes back with an empty disk, five copies and three again. At the
+// end of each, every brick has every file.
+func TestSteward(t *testing.T) {
+	s := newSteward(t, 5)
+	s.want("pc-01", "pc-02", "pc-03")
+	s.settle("")
+	at := s.mount("pc-01")
+	sums := s.write("pc-01", at, "first", 300)
+	s.everywhere(sums)
+
+	// It dies, and is given up while people write.
+	s.room.Machine("pc-03").Off()
+	maps.Copy(sums, s.write("pc-01", at, "second", 300))
+	s.settle("BrickAway")
+	s.want("pc-01", "pc-02", "pc-04")
+	s.settle("")
+	s.everywhere(sums)
+
+	// One comes back as it was: it catches up.
+	s.room.Machine("pc-02").Off()
+	maps.Copy(sums, s.write("pc-01", at, "third", 100))
+	s.room.Machine("pc-02").On()
+	s.settle("")
+	s.everywhere(sums)
+
+	// One comes back with an empty disk.
+	s.room.Machine("pc-04").Off()
+	s.room.Machine("pc-04").NewDisk()
+	s.room.Machine("pc-04").On()
+	s.settle("")
+	s.everywhere(sums)
+
+	// The one that was given up comes back, and has nothing that counts: five copies
+	// need its brick, and its old folder is in the way.
+	s.room.Machine("pc-03").On()
+	s.want("pc-01", "pc-02", "pc-03", "pc-04", "pc-05")
+	s.settle("BrickForeign MissingBricks")
+	if out, err := s.room.Machine("pc-03").Run(t.Context(), "mv", "/srv/brick/homes", "/srv/brick/homes.old"); err != nil {
+		t.Fatal(err, string(out))
+	}
+	s.settle("")
+	s.everywhere(sums)
+	s.want("pc-05", "pc-02", "pc-03")
+	s.settle("")
+	maps.Copy(sums, s.write("pc-01", at, "last", 50))
+	s.settle("")
+	s.everywhere(sums)
+}
