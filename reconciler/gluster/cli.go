@@ -297,7 +297,7 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 		args = append(append([]string{"volume", "remove-brick", s.Volume, "replica", copies}, s.Bricks...), "force")
 	case Mend:
 		args = []string{"volume", "heal", s.Volume}
-	default:
+	default: // SetAside among them, which is the machine's own
 		return fmt.Errorf("gluster: there is no step %q", s.Do)
 	}
 	return c.ask(ctx, nil, args...)

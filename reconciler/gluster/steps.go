@@ -72,6 +72,10 @@ const (
 	Add     Do = "Add"     // bricks: more copies
 	Remove  Do = "Remove"  // bricks: fewer copies; their folders keep what they have
 	Mend    Do = "Mend"    // have the copies catch up now
+
+	// SetAside is the one that is not gluster's: the machine itself renames the folder
+	// of a former copy. What is in it is stale, and still somebody's.
+	SetAside Do = "SetAside"
 )
 
 // Step is one command of gluster.
@@ -80,7 +84,7 @@ type Step struct {
 	Volume        string
 	Address       string   // Probe
 	Bricks        []string // Create, Add, Remove: address:path
-	Old, New      string   // Replace: address:path; Reset: Old
+	Old, New      string   // Replace: address:path; Reset, SetAside: Old
 	Replicas      int      // Create, Add, Remove: copies afterwards
 	Arbiter       bool     // Create
 	Option, Value string   // Set
@@ -270,6 +274,13 @@ func (s Seen) bricks(w Wanted, v Live) (step *Step, holds []*plan.Fault) {
 		return nil, holds
 	}
 	missing, extra := difference(w, v)
+	for _, t := range missing {
+		// Of this volume once, or left by a try that was refused half-way: with force,
+		// gluster would take it with all that is stale in it.
+		if t.Holds == v.ID && t.Unfit == "" {
+			return &Step{Do: SetAside, Volume: w.Name, Old: t.String(), Why: fmt.Sprintf("what %s has of the volume is of an earlier time", t.Machine)}, holds
+		}
+	}
 	for _, t := range missing {
 		if f := s.unusable(w.Name, t); f != nil {
 			holds = append(holds, f)

@@ -97,7 +97,7 @@ spec:
   template:
     metadata: {labels: {app: pinned}}
     spec:
-      terminationGracePeriodSeconds: 0
+      terminationGracePeriodSeconds: 1 # with 0 Kubernetes deletes it without waiting for its kubelet
       tolerations:
         - {key: node-role.kubernetes.io/control-plane, operator: Exists} # else the worker next door scores higher
         - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 30}
