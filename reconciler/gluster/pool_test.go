@@ -112,7 +112,7 @@ func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, e
 func (s *steward) settle(holds string) {
 	s.Helper()
 	var last string
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		step, held, err := s.turn(s.Context())
 		if step == nil && err == nil && held == holds {
 			return
