@@ -48,7 +48,7 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 		return err
 	}
 	objects := c.objects
-	keeper, err := newKeeper(config, objects, log)
+	keeper, err := newKeeper(config, objects, r.Nudge, log) // so that its news are in the status at once
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 		if err != nil {
 			return err
 		}
-		keeper, err := newKeeper(c.config, c.objects, slog.New(slog.DiscardHandler))
+		keeper, err := newKeeper(c.config, c.objects, nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}

@@ -26,10 +26,11 @@ import (
 
 // newKeeper makes the keeper of roles. It goes by what the cluster has of the site,
 // and so works on while git cannot be reached.
-func newKeeper(config *rest.Config, objects *kube.System, log *slog.Logger) (*crown.Keeper, error) {
+func newKeeper(config *rest.Config, objects *kube.System, changed func(), log *slog.Logger) (*crown.Keeper, error) {
 	return crown.New(crown.Options{
 		Config:    config,
 		Suspended: suspended,
+		Changed:   changed,
 		Told: func(ctx context.Context, site string, warning bool, reason plan.Code, note string) {
 			if err := objects.Event(ctx, site, warning, reason, note); err != nil {
 				log.Warn("an event was not recorded", "error", err)

@@ -47,6 +47,9 @@ type Options struct {
 	// Told is called for each thing that people should know, when it is news: a step,
 	// or what holds back. Nil is nobody.
 	Told func(ctx context.Context, site string, warning bool, reason plan.Code, note string)
+	// Changed is called where what is done, or what holds back, is another than before.
+	// Nil is nobody.
+	Changed func()
 	// Limits of heirs and steps; the zero value is what a site should have.
 	Limits roles.Limits
 
@@ -149,10 +152,31 @@ const blind = time.Minute
 func (k *Keeper) blinded(ctx context.Context, err error) {
 	d := roles.Decision{Holds: []*plan.Fault{{Code: roles.Unreadable, ID: plan.ID{System: plan.Machines},
 		Cause: "nobody keeps the roles of machines: " + err.Error(), Hint: "a master that dies now is not replaced"}}}
-	k.mu.Lock()
-	k.last = d
-	k.mu.Unlock()
+	k.remember(d)
 	k.tell(ctx, d)
+}
+
+// remember keeps a decision for Last, and returns the one before.
+func (k *Keeper) remember(d roles.Decision) (before roles.Decision) {
+	k.mu.Lock()
+	before, k.last = k.last, d
+	k.mu.Unlock()
+	if k.Changed != nil && gist(before) != gist(d) {
+		k.Changed()
+	}
+	return before
+}
+
+// gist is what of a decision is news where it changes: for how long is none.
+func gist(d roles.Decision) string {
+	var b strings.Builder
+	for _, f := range append(d.Holds[:len(d.Holds):len(d.Holds)], d.Waits...) {
+		fmt.Fprintln(&b, f.Code, f.ID.Name)
+	}
+	if d.Step != nil {
+		fmt.Fprintln(&b, d.Step.Do, d.Step.Machine)
+	}
+	return b.String()
 }
 
 // Turn is one look, one decision and at most one step. Again is true where
@@ -167,10 +191,7 @@ func (k *Keeper) Turn(ctx context.Context) (again bool, err error) {
 	r.declared.Limits = k.Limits
 	d := roles.Plan(r.declared, r.observed, k.Now(), k.memory)
 	k.memory = d.Memory
-	k.mu.Lock()
-	before := k.last
-	k.last = d
-	k.mu.Unlock()
+	before := k.remember(d)
 	k.tell(ctx, d)
 	if d.Step == nil {
 		return false, k.records.Prune(ctx, r.observed.Crowns, k.Now())

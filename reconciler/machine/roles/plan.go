@@ -344,7 +344,7 @@ func (v *view) ailing() (holds []*plan.Fault) {
 			continue // it has just started
 		}
 		switch answers := v.member[name].Answers; {
-		case !answers && !v.isSilent(name) && v.isBack(name):
+		case !answers && !v.isSilent(name) && v.isBack(name) && v.lostEtcd(name):
 			holds = append(holds, &plan.Fault{Code: EtcdAway, ID: about(name), Cause: "the machine lives, and its etcd does not answer: it is not replaced", Hint: "journalctl -u kubelet on it, and crictl logs of etcd"})
 		case answers && v.lostAgent(name) && v.lostKubelet(name):
 			holds = append(holds, &plan.Fault{Code: AgentAway, ID: about(name), Cause: "its etcd answers, kubelet and agent are silent: it is not dead, and nobody there carries anything out", Hint: "systemctl restart noded kubelet on it"})

@@ -190,6 +190,13 @@ func (v *view) lostKubelet(name string) bool {
 	return !v.recent(s.Kubelet) && v.age(s.First) > v.d.Limits.Silent
 }
 
+// lostEtcd reports that an etcd has not answered for so long that its machine would be
+// silent by now, if it was that which died.
+func (v *view) lostEtcd(name string) bool {
+	s := v.sign(name)
+	return min(v.age(s.Etcd), v.age(s.First)) > 2*v.d.Limits.Silent
+}
+
 // mayRepair reports whether a kubelet that gives no sign had the time to give one
 // by itself, also since it was restarted last: after a crown its old lease may have
 // to go first.
