@@ -79,7 +79,7 @@ func (w *world) anything() {
 	case 30:
 		p.skew = []time.Duration{0, 0, 3 * time.Second, -20 * time.Second, time.Hour}[w.choose(5)]
 	case 31:
-		p.fsync = []time.Duration{2 * time.Millisecond, 3 * time.Millisecond, 80 * time.Millisecond}[w.choose(3)]
+		p.fsync = []time.Duration{2 * time.Millisecond, 3 * time.Millisecond, 80 * time.Millisecond, 200 * time.Millisecond}[w.choose(4)]
 	case 32:
 		p.stuck, p.fails = w.choose(4) == 0, w.choose(4) == 0
 	case 33:

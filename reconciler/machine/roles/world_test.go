@@ -673,8 +673,11 @@ func (w *world) check(b *brain, r reading, s *Step, d *Decision) {
 		if c == nil || c.Heir == "" {
 			break
 		}
-		p := w.pc(c.Heir)
-		if dec := declared(c.Heir); dec.Master == Never || dec.Paused || p.cpu < 2 || p.fsync > 10*time.Millisecond || p.skew.Abs() > 5*time.Second && s.Do == Choose {
+		p, slow := w.pc(c.Heir), 10*time.Millisecond
+		if s.Do == Join { // it was fit when it was chosen
+			slow *= bearable
+		}
+		if dec := declared(c.Heir); dec.Master == Never || dec.Paused || p.cpu < 2 || p.fsync > slow || p.skew.Abs() > 5*time.Second && s.Do == Choose {
 			w.violate(7, "%s is no eligible heir: %+v, fsync %s, skew %s", c.Heir, dec, p.fsync, p.skew)
 		}
 		for _, old := range w.crowns {
