@@ -6,6 +6,8 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 )
@@ -202,6 +204,8 @@ func checkOptions(v plan.Document[Volume], r *plan.Report) {
 			f.Code, f.Cause, f.Hint = ReservedOption, fmt.Sprintf("Kingmaker sets %s itself, so that no data is lost", option), "take it out"
 		case value == "":
 			f.Code, f.Cause, f.Hint = plan.InvalidValue, "is empty", "leave the option out to leave it alone"
+		case strings.HasPrefix(value, "--") || strings.ContainsFunc(value, unicode.IsControl):
+			f.Code, f.Cause = plan.InvalidValue, fmt.Sprintf("%q is no value: gluster would take it for a flag of its own", value)
 		default:
 			continue
 		}
