@@ -54,8 +54,13 @@ func run(ctx context.Context, config, repo, listen string, log *slog.Logger) err
 	if err := makeRepo(ctx, repo); err != nil {
 		return err
 	}
+	// Debian 12's git pushes with curl 7.88, which spoils what it uploads over HTTP/2
+	// now and then (curl/curl#10525 and others): "inflate: data stream error".
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	server := &http.Server{
 		Addr:              listen,
+		Protocols:         &protocols,
 		Handler:           handler(repo, strings.TrimSpace(string(user)), strings.TrimSpace(string(password)), log),
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelInfo),
