@@ -296,7 +296,11 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 	case Remove:
 		args = append(append([]string{"volume", "remove-brick", s.Volume, "replica", copies}, s.Bricks...), "force")
 	case Mend:
-		args = []string{"volume", "heal", s.Volume}
+		// This one prints no XML, whatever it is told: its exit code is its answer.
+		if _, err := c(ctx, "volume", "heal", s.Volume); err != nil {
+			return fmt.Errorf("gluster volume heal: %w", err)
+		}
+		return nil
 	default: // SetAside among them, which is the machine's own
 		return fmt.Errorf("gluster: there is no step %q", s.Do)
 	}
