@@ -51,7 +51,7 @@ func Place(replicas int, candidates []Candidate, now []string) Placement {
 		why = append(why, "without "+name)
 	}
 	for len(p.Machines) < replicas {
-		c, ok := best(candidates, p.Machines)
+		c, ok := best(candidates, p.Machines, by)
 		if !ok {
 			break
 		}
@@ -105,11 +105,7 @@ func sharing(c Candidate, placed []string, by map[string]Candidate) (n int) {
 }
 
 // best is the candidate for one copy more.
-func best(candidates []Candidate, placed []string) (found Candidate, ok bool) {
-	by := map[string]Candidate{}
-	for _, c := range candidates {
-		by[c.Machine] = c
-	}
+func best(candidates []Candidate, placed []string, by map[string]Candidate) (found Candidate, ok bool) {
 	for _, c := range candidates {
 		if c.Out != "" || c.Gone || slices.Contains(placed, c.Machine) {
 			continue

@@ -125,21 +125,14 @@ func Next(wanted []Wanted, seen Seen) (step *Step, holds []*plan.Fault) {
 	for _, w := range wanted {
 		s, h := seen.probe(w)
 		holds = append(holds, h...)
-		step = first(step, s)
+		step = cmp.Or(step, s)
 	}
 	for _, w := range wanted {
 		s, h := seen.volume(w)
 		holds = append(holds, h...)
-		step = first(step, s)
+		step = cmp.Or(step, s)
 	}
 	return step, holds
-}
-
-func first(a, b *Step) *Step {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 func about(volume string) plan.ID {
@@ -152,7 +145,7 @@ func (s Seen) probe(w Wanted) (step *Step, holds []*plan.Fault) {
 		switch p := s.peer(t.Address); {
 		case t.Unfit != "" || p != nil && p.Member:
 		case p == nil:
-			step = first(step, &Step{Do: Probe, Volume: w.Name, Address: t.Address, Why: fmt.Sprintf("%s is to hold a copy of %s", t.Machine, w.Name)})
+			step = cmp.Or(step, &Step{Do: Probe, Volume: w.Name, Address: t.Address, Why: fmt.Sprintf("%s is to hold a copy of %s", t.Machine, w.Name)})
 		case strings.Contains(p.State, "Rejected"):
 			holds = append(holds, &plan.Fault{Code: Rejected, ID: about(w.Name), Cause: fmt.Sprintf("the trusted pool rejects %s: %s", t.Machine, p.State),
 				Hint: "it was in another pool, or its glusterd lost its files: see its /var/lib/glusterd"})
@@ -281,12 +274,13 @@ func (s Seen) bricks(w Wanted, v Live) (step *Step, holds []*plan.Fault) {
 			return &Step{Do: SetAside, Volume: w.Name, Old: t.String(), Why: fmt.Sprintf("what %s has of the volume is of an earlier time", t.Machine)}, holds
 		}
 	}
-	for _, t := range missing {
-		if f := s.unusable(w.Name, t); f != nil {
+	missing = slices.DeleteFunc(missing, func(t Target) bool {
+		f := s.unusable(w.Name, t)
+		if f != nil {
 			holds = append(holds, f)
 		}
-	}
-	missing = slices.DeleteFunc(missing, func(t Target) bool { return s.unusable(w.Name, t) != nil })
+		return f != nil
+	})
 
 	// One that is down and not to stay is replaced though the others have things for
 	// it: they would for ever.

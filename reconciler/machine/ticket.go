@@ -47,8 +47,12 @@ func (t Ticket) Data() map[string]string {
 	return data
 }
 
-// ReadTicket is the inverse of Data.
-func ReadTicket(data map[string]string) (t Ticket, err error) {
+// ReadTicket is the inverse of Data, from the data of the Secret.
+func ReadTicket(secret map[string][]byte) (t Ticket, err error) {
+	data := map[string]string{}
+	for key, value := range secret {
+		data[key] = string(value)
+	}
 	if data[ticketToken] == "" {
 		return t, fmt.Errorf("read a ticket: it has no token")
 	}

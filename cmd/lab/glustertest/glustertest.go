@@ -69,6 +69,7 @@ func Start(t testing.TB, n int) *Room {
 		}
 		m.NewDisk()
 		r.Machines = append(r.Machines, m)
+		t.Cleanup(m.Off)
 		m.On()
 	}
 	return r
@@ -84,11 +85,16 @@ func (r *Room) Machine(name string) *Machine {
 	return r.Machines[i]
 }
 
-// ip runs ip where the switch is.
+// ipCommand is ip where the switch is.
+func (r *Room) ipCommand(line string) *exec.Cmd {
+	args := append([]string{"--target", strconv.Itoa(r.hub.Process.Pid), "--net", "ip"}, strings.Fields(line)...)
+	return exec.Command("nsenter", args...)
+}
+
+// ip runs it.
 func (r *Room) ip(line string) {
 	r.T.Helper()
-	args := append([]string{"--target", strconv.Itoa(r.hub.Process.Pid), "--net", "ip"}, strings.Fields(line)...)
-	if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
+	if out, err := r.ipCommand(line).CombinedOutput(); err != nil {
 		r.T.Fatalf("ip %s: %v %s", line, err, out)
 	}
 }
@@ -146,7 +152,6 @@ func (m *Machine) On() {
 	if err != nil {
 		t.Fatalf("switch %s on: %v", m.Name, err)
 	}
-	t.Cleanup(m.Off)
 	m.room.ip(fmt.Sprintf("link add %s type veth peer name eth0 netns %d", m.Name, m.init.Process.Pid))
 	m.room.ip(fmt.Sprintf("link set %s master switch up", m.Name))
 	if _, err := in.Write([]byte("ready\n")); err != nil {
@@ -173,7 +178,7 @@ func (m *Machine) Off() {
 	_ = m.init.Wait()
 	m.init = nil
 	// Its card goes with its namespace, which the kernel takes down a little later.
-	_ = exec.Command("nsenter", "--target", strconv.Itoa(m.room.hub.Process.Pid), "--net", "ip", "link", "delete", m.Name).Run()
+	_ = m.room.ipCommand("link delete " + m.Name).Run()
 }
 
 // Cut pulls the network cable; Heal puts it in again.

@@ -3,7 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -15,9 +14,10 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/member"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 )
@@ -313,11 +313,11 @@ func (a *Agent) readTicket(ctx context.Context, m *member.Membership, of string)
 	if err != nil {
 		return nil, unanswered(err)
 	}
-	data, err := secretData(o.Object)
-	if err != nil {
+	var secret corev1.Secret
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &secret); err != nil {
 		return nil, err
 	}
-	t, err := machine.ReadTicket(data)
+	t, err := machine.ReadTicket(secret.Data)
 	return &t, err
 }
 
@@ -354,16 +354,4 @@ func save(ctx context.Context, h *host.Host, now time.Time) error {
 		err = errors.Join(err, os.Remove(old))
 	}
 	return err
-}
-
-// secretData decodes the data of a Secret.
-func secretData(o map[string]any) (data map[string]string, err error) {
-	data = map[string]string{}
-	fields, _, err := unstructured.NestedStringMap(o, "data")
-	for key, value := range fields {
-		text, e := base64.StdEncoding.DecodeString(value)
-		err = errors.Join(err, e)
-		data[key] = string(text)
-	}
-	return data, err
 }

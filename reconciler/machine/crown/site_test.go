@@ -259,11 +259,7 @@ func (r *room) ticket(ctx context.Context, p *pc) *machine.Ticket {
 	if err != nil {
 		return nil
 	}
-	data := map[string]string{}
-	for key, value := range s.Data {
-		data[key] = string(value)
-	}
-	t, err := machine.ReadTicket(data)
+	t, err := machine.ReadTicket(s.Data)
 	if err != nil || t.Boot != fmt.Sprint("boot-", p.boot) {
 		return nil
 	}

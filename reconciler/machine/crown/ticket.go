@@ -52,7 +52,7 @@ func (k *Keeper) readTickets(ctx context.Context) (tickets []ticket, err error) 
 		if s.Type == corev1.SecretTypeBootstrapToken {
 			continue
 		}
-		t, err := machine.ReadTicket(text(s.Data))
+		t, err := machine.ReadTicket(s.Data)
 		if err != nil {
 			// Spoiled by another hand: it is of no use, and is replaced by the next.
 			t = machine.Ticket{CertificateKey: plan.NewSecret("unreadable")}
@@ -83,7 +83,7 @@ func (r *reading) key() (key roles.Key) {
 // master that encrypts the site's keys with it. Done again it goes on where it was.
 func (k *Keeper) issueKey(ctx context.Context, r *reading, name, boot string) error {
 	at := slices.IndexFunc(r.tickets, func(t ticket) bool {
-		return t.machine == name && t.Upload != "" && t.Boot == boot && t.Until.Sub(k.Now()) > spare
+		return t.machine == name && k.usable(t.Ticket, boot, true)
 	})
 	var upload string
 	if at >= 0 {
@@ -147,14 +147,13 @@ func (k *Keeper) issue(ctx context.Context, name, boot string, key bool) (upload
 	t := machine.Ticket{Boot: boot}
 	var owner *corev1.Secret
 	for _, s := range list.Items {
-		data := text(s.Data)
 		if s.Type == corev1.SecretTypeBootstrapToken {
-			until, err := time.Parse(time.RFC3339, data[bootstrap.BootstrapTokenExpirationKey])
+			until, err := time.Parse(time.RFC3339, string(s.Data[bootstrap.BootstrapTokenExpirationKey]))
 			if err == nil && until.Sub(k.Now()) > spare {
 				owner, t.Until = &s, until
-				t.Token = plan.NewSecret(data[bootstrap.BootstrapTokenIDKey] + "." + data[bootstrap.BootstrapTokenSecretKey])
+				t.Token = plan.NewSecret(string(s.Data[bootstrap.BootstrapTokenIDKey]) + "." + string(s.Data[bootstrap.BootstrapTokenSecretKey]))
 			}
-		} else if there, err := machine.ReadTicket(data); err == nil && there.Boot == boot && there.Until.Sub(k.Now()) > spare && (there.CertificateKey.Value() != "") == key {
+		} else if there, err := machine.ReadTicket(s.Data); err == nil && k.usable(there, boot, key) {
 			return there.Upload, nil
 		} else if err := k.takeBack(ctx, name); err != nil {
 			return "", err
@@ -185,6 +184,12 @@ func (k *Keeper) issue(ctx context.Context, name, boot string, key bool) (upload
 		return "", fmt.Errorf("make the ticket of %s: %w", name, err)
 	}
 	return t.Upload, nil
+}
+
+// usable reports whether a ticket lets its machine join in a boot, with a
+// certificate key as a master, or without as a worker.
+func (k *Keeper) usable(t machine.Ticket, boot string, key bool) bool {
+	return t.Boot == boot && t.Until.Sub(k.Now()) > spare && (t.CertificateKey.Value() != "") == key
 }
 
 // token makes the bootstrap token of a ticket.
@@ -307,15 +312,6 @@ func (k *Keeper) takeBack(ctx context.Context, machineName string) error {
 		return fmt.Errorf("take back the ticket of %s: %w", machineName, err)
 	}
 	return nil
-}
-
-// text is the content of a Secret, all of which is text.
-func text(data map[string][]byte) map[string]string {
-	all := map[string]string{}
-	for key, value := range data {
-		all[key] = string(value)
-	}
-	return all
 }
 
 // gone forgives that something is gone already.

@@ -38,7 +38,7 @@ const (
 
 // masterTaint is what masters register with. It keeps work off them while there
 // are other machines: rooms are small, and a master that idles is a PC lost.
-const masterTaint = "node-role.kubernetes.io/control-plane"
+const masterTaint = machine.MasterLabel
 
 // patch is the part of the kubelet's configuration that depends on the machine.
 // A site has one configuration for all, and its machines differ.

@@ -170,6 +170,7 @@ func (v *view) verified(c *Crown) bool {
 // undo is whether a crown is to be undone, with which outcome and why.
 func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	removed := c.Victim != "" && v.isRemoved(c)
+	dead := v.deadBut(c.Victim)
 	switch {
 	case c.Victim == "" || removed:
 	case c.Dead && v.isBack(c.Victim):
@@ -184,8 +185,8 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 		return Failed, c.late(s, v)
 	case v.now.Sub(c.Begun) > v.d.Failover.After.Duration+v.d.Limits.Held:
 		return Cancelled, "it was held back for too long"
-	case c.Kind == Retire && !c.Dead && v.deadBut(c.Victim) != "":
-		return Cancelled, v.deadBut(c.Victim) + " is dead, and that goes first"
+	case c.Kind == Retire && !c.Dead && dead != "":
+		return Cancelled, dead + " is dead, and that goes first"
 	}
 	if c.Heir == "" || v.isVoter(c.Heir) {
 		return "", ""
@@ -206,11 +207,12 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 	if sign.Agent.After(last) {
 		last = sign.Agent
 	}
+	unable := v.unable(c.Heir, bearable*v.d.Limits.Fsync)
 	switch {
 	case !joining && (c.Kind == Grow || removed) && eligible >= v.d.Masters:
 		return Cancelled, count(v.d.Masters, "master is", "masters are") + " declared now"
-	case !joining && c.Kind == Grow && v.deadBut("") != "" && v.answering("") < quorum(len(v.voters)+1):
-		return Cancelled, v.deadBut("") + " is dead, and without it no other can be added"
+	case !joining && c.Kind == Grow && dead != "" && v.answering("") < quorum(len(v.voters)+1):
+		return Cancelled, dead + " is dead, and without it no other can be added"
 	case !v.mayBeMaster(c.Heir):
 		return Cancelled, fmt.Sprintf("the site repo does not let %s be a master any more", c.Heir)
 	case joining && m.Failed == m.Generation:
@@ -221,8 +223,8 @@ func (v *view) undo(c *Crown, s stage) (Outcome, string) {
 		return Failed, fmt.Sprintf("%s is silent for %s", c.Heir, span(v.age(last)))
 	case !joining && v.hasAgent(c.Heir) && (!m.Blank || m.Joined) && s.prepared():
 		return Failed, fmt.Sprintf("%s was reset, and something joined it again", c.Heir)
-	case m.Blank && v.hasAgent(c.Heir) && v.unable(c.Heir, bearable*v.d.Limits.Fsync) != "":
-		return Failed, fmt.Sprintf("%s: %s", c.Heir, v.unable(c.Heir, bearable*v.d.Limits.Fsync))
+	case m.Blank && v.hasAgent(c.Heir) && unable != "":
+		return Failed, fmt.Sprintf("%s: %s", c.Heir, unable)
 	case s.who == heir && c.Attempts >= maxAttempts, s.who == heir && v.over(c, s, v.limit(s.do)):
 		return Failed, c.late(s, v)
 	}

@@ -108,14 +108,9 @@ func (v *view) answering(without string) (n int) {
 	return n
 }
 
-// leader of etcd, "" for none.
-func (v *view) leader() string {
-	for _, name := range v.voters {
-		if v.member[name].Leader {
-			return name
-		}
-	}
-	return ""
+// hasLeader reports whether etcd has one.
+func (v *view) hasLeader() bool {
+	return slices.ContainsFunc(v.voters, func(name string) bool { return v.member[name].Leader })
 }
 
 func (v *view) isVoter(name string) bool {
@@ -358,7 +353,7 @@ func (v *view) frozen() *plan.Fault {
 		return &plan.Fault{Code: Suspended, ID: about(""), Cause: "the site is suspended: " + v.d.Suspended, Hint: "take suspend out of the site repo"}
 	case len(v.voters) == 0:
 		return &plan.Fault{Code: Unreadable, ID: about(""), Cause: "etcd's list of members could not be read", Hint: "see whether the masters run"}
-	case v.leader() == "" && v.answering("") >= quorum(len(v.voters)):
+	case !v.hasLeader() && v.answering("") >= quorum(len(v.voters)):
 		// Then their list is what each remembers, and good for nothing but telling people.
 		return &plan.Fault{Code: QuorumLost, ID: about(""), Cause: "etcd has no leader: nothing is changed automatically", Hint: "if that lasts, see whether the masters reach each other"}
 	case v.answering("") < quorum(len(v.voters)):
