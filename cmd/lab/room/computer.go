@@ -176,6 +176,7 @@ func (r *Room) prepare(ctx context.Context) error {
 	var packages []string
 	for _, p := range []struct{ program, pkg string }{
 		{"git", "git"}, {"ip", "iproute2"}, {"iptables", "iptables"}, {"mmdebstrap", "mmdebstrap"},
+		{"mkfs.xfs", "xfsprogs"},
 	} {
 		if _, err := exec.LookPath(p.program); err != nil {
 			packages = append(packages, p.pkg)
@@ -201,7 +202,7 @@ func (r *Room) prepare(ctx context.Context) error {
 
 // modules of the kernel that machines use.
 func modules() []string {
-	return []string{"overlay", "br_netfilter", "nf_conntrack", "vxlan", "fuse", "loop"}
+	return []string{"overlay", "br_netfilter", "nf_conntrack", "vxlan", "fuse", "loop", "xfs"}
 }
 
 // stopDocker ends Docker where the lab had to start it and nobody's room, those of
@@ -215,8 +216,9 @@ func (r *Room) stopDocker(ctx context.Context) error {
 }
 
 // Wake starts Docker again where the room is there, the lab had started Docker for
-// it, and it does not run any more, as after a boot of this computer. Elsewhere it
-// does nothing: a Docker that somebody else stopped is his.
+// it, and it does not run any more, as after a boot of this computer; machines come
+// up with it, and so their bricks are mounted before. Elsewhere it does nothing: a
+// Docker that somebody else stopped is his.
 func (r *Room) Wake(ctx context.Context) error {
 	if r.answers(ctx) {
 		return nil
@@ -233,6 +235,9 @@ func (r *Room) Wake(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	if err := r.mountBricks(ctx); err != nil {
+		return err
+	}
 	return r.script(ctx, "docker", "start")
 }
 

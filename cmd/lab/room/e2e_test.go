@@ -121,6 +121,9 @@ func down(t *testing.T, r *Room) {
 	if err != nil || strings.Contains(string(rules), n.bridge) {
 		t.Errorf("rules left behind: %v\n%s", err, rules)
 	}
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), r.Dir) {
+		t.Errorf("mounts left behind: %v\n%s", err, mounts)
+	}
 	if _, err := os.Stat(r.Dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the state folder: %v", err)
 	}
@@ -170,6 +173,7 @@ func testMachines(t *testing.T, r *Room) {
 			{"touch /media/kingmaker/x 2>/dev/null || echo refused", "refused"},
 			{"findmnt --noheadings --output fstype --target /etc/hosts", "overlay"},
 			{"grep -c " + name + " /etc/hosts", "1"},
+			{"findmnt --noheadings --output fstype --mountpoint /srv/brick", "xfs"},
 			{"lsblk --nodeps --noheadings --output name --exclude 7", ""},
 			{"ls /sys/block | grep -v loop || echo none", "none"},
 			{"date --set 2030-01-01 >/dev/null 2>&1 || echo refused", "refused"},
@@ -209,7 +213,7 @@ func testNetwork(t *testing.T, r *Room) {
 }
 
 func testPower(t *testing.T, r *Room) {
-	sh(t, r, "pc-02", "echo kept >/root/file; echo kept >/var/lib/etcd/file; echo 10.0.0.1 x >>/etc/hosts; sync")
+	sh(t, r, "pc-02", "echo kept >/root/file; echo kept >/var/lib/etcd/file; echo kept >/srv/brick/file; echo 10.0.0.1 x >>/etc/hosts; sync")
 	ids := sh(t, r, "pc-02", "cat /etc/machine-id")
 	for range 2 { // dead is dead
 		if err := r.Kill(t.Context(), "pc-02"); err != nil {
@@ -233,7 +237,7 @@ func testPower(t *testing.T, r *Room) {
 	if err := r.Booted(t.Context(), "pc-02"); err != nil {
 		t.Fatal(err)
 	}
-	if got := sh(t, r, "pc-02", "cat /root/file /var/lib/etcd/file; tail -n 1 /etc/hosts; cat /etc/machine-id"); got != "kept\nkept\n10.0.0.1 x\n"+ids {
+	if got := sh(t, r, "pc-02", "cat /root/file /var/lib/etcd/file /srv/brick/file; tail -n 1 /etc/hosts; cat /etc/machine-id"); got != "kept\nkept\nkept\n10.0.0.1 x\n"+ids {
 		t.Errorf("after the power came back: %q", got)
 	}
 	for _, unknown := range []error{r.Kill(t.Context(), "pc-09"), r.Start(t.Context(), "pc-09"), r.Reboot(t.Context(), "pc-09"), r.Cut(t.Context(), "pc-09")} {

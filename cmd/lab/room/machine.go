@@ -12,20 +12,19 @@ import (
 )
 
 // disks are the folders of a machine that are volumes: an overlay cannot lie on
-// the overlay that a container's own files are, and etcd and Gluster want a real
-// file system.
+// the overlay that a container's own files are, and etcd wants a real file system.
+// The brick has one of its own.
 func disks() []struct{ name, path string } {
 	return []struct{ name, path string }{
 		{"containerd", "/var/lib/containerd"},
 		{"kubelet", "/var/lib/kubelet"},
 		{"etcd", "/var/lib/etcd"},
 		{"glusterd", "/var/lib/glusterd"},
-		{"brick", "/srv/brick"},
 	}
 }
 
 // runMachine gives the arguments of docker that switch a new machine on.
-func runMachine(lab string, n int, address netip.Addr, image, media string, c computer) []string {
+func runMachine(lab string, n int, address netip.Addr, image, media, brick string, c computer) []string {
 	name := MachineName(n)
 	args := []string{
 		"run", "--detach", "--name", lab + "-" + name, "--hostname", name,
@@ -64,7 +63,9 @@ func runMachine(lab string, n int, address netip.Addr, image, media string, c co
 	for _, d := range disks() {
 		args = append(args, "--mount", fmt.Sprintf("type=volume,src=%s-%s-%s,dst=%s,volume-label=%s=%[1]s", lab, name, d.name, d.path, labelLab))
 	}
-	args = append(args, "--mount", fmt.Sprintf("type=bind,src=%s,dst=/media/kingmaker,readonly", media))
+	args = append(args,
+		"--mount", fmt.Sprintf("type=bind,src=%s,dst=%s", brick, brickDir),
+		"--mount", fmt.Sprintf("type=bind,src=%s,dst=/media/kingmaker,readonly", media))
 	if c.modules { // modprobe finds what is loaded or built in; it can load nothing
 		args = append(args, "--mount", "type=bind,src=/lib/modules,dst=/lib/modules,readonly")
 	}
@@ -114,8 +115,8 @@ func (r *Room) Start(ctx context.Context, machine string) error {
 	if err != nil {
 		return err
 	}
-	// This computer forgets both when it boots, and the room stays.
-	if err := errors.Join(r.borrow(), r.openNetwork(ctx)); err != nil || m.On {
+	// This computer forgets all three when it boots, and the room stays.
+	if err := errors.Join(r.borrow(), r.openNetwork(ctx), r.mountBrick(ctx, machine)); err != nil || m.On {
 		return err
 	}
 	if _, err := r.docker(ctx, "start", r.Name+"-"+machine); err != nil {

@@ -214,7 +214,10 @@ func (r *Room) add(ctx context.Context, n int, image string, net network) error 
 	if err != nil {
 		return err
 	}
-	if _, err := r.docker(ctx, runMachine(r.Name, n, net.machine(n), image, r.stick(), c)...); err != nil {
+	if err := r.makeBrick(ctx, name); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if _, err := r.docker(ctx, runMachine(r.Name, n, net.machine(n), image, r.stick(), r.brick(name), c)...); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return r.Booted(ctx, name)
@@ -253,7 +256,8 @@ func (r *Room) Down(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.removeNetwork(ctx); err != nil {
+	// Before the folder: it would be emptied through what is mounted in it.
+	if err := errors.Join(r.removeNetwork(ctx), r.removeBricks(ctx)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(r.Dir); err != nil {

@@ -6,10 +6,13 @@ import (
 	"flag"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/kingmaker-io/kingmaker/cmd/lab/here"
 )
@@ -85,8 +88,8 @@ func TestCommands(t *testing.T) {
 		name string
 		args []string
 	}{
-		{"a machine on a common computer", runMachine("lab", 3, n.machine(3), "machine", "/stick", computer{cgroups: 2, sysResource: true, modules: true})},
-		{"a machine where much is missing", runMachine("lab", 3, n.machine(3), "machine", "/stick", computer{cgroups: 1})},
+		{"a machine on a common computer", runMachine("lab", 3, n.machine(3), "machine", "/stick", "/brick", computer{cgroups: 2, sysResource: true, modules: true})},
+		{"a machine where much is missing", runMachine("lab", 3, n.machine(3), "machine", "/stick", "/brick", computer{cgroups: 1})},
 		{"the git server", runGit("lab", n, "git", "/config")},
 		{"what machines say to each other", n.rules()[0]},
 		{"what they say to the world", n.rules()[1]},
@@ -496,5 +499,71 @@ func TestCertificates(t *testing.T) {
 	}
 	if err != nil || string(server) == string(ca) {
 		t.Errorf("one certificate for both: %v", err)
+	}
+}
+
+// TestBrick works with real disks: what is on one stays when the computer boots,
+// and Docker finds a machine's folder only while its disk is mounted.
+func TestBrick(t *testing.T) {
+	r, _ := fakeRoom(t, nil)
+	r.Runner = Computer{}
+	if os.Geteuid() != 0 {
+		t.Skip("mounts are for root")
+	}
+	for _, program := range []string{"mkfs.xfs", "losetup"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("no %s here", program)
+		}
+	}
+	if out, err := exec.Command("losetup", "--find").CombinedOutput(); err != nil {
+		t.Skipf("no loop devices here: %s", out)
+	}
+	t.Cleanup(func() {
+		if err := r.removeBricks(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, machine := range []string{"pc-01", "pc-02", "pc-02"} { // the third as after a failure
+		if err := r.makeBrick(t.Context(), machine); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(r.brick("pc-02"), &fs); err != nil || fs.Type != unix.XFS_SUPER_MAGIC || int64(fs.Blocks)*fs.Bsize < 7<<30 {
+		t.Errorf("%+v, %v", fs, err)
+	}
+	file := filepath.Join(r.brick("pc-02"), "file")
+	if err := os.WriteFile(file, []byte("kept"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, machine := range []string{"pc-01", "pc-02"} {
+		if _, err := r.run(t.Context(), "umount", filepath.Dir(r.brick(machine))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(r.brick("pc-02")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("there while it is not mounted: %v", err)
+	}
+	for _, err := range []error{r.mountBrick(t.Context(), "pc-02"), r.mountBricks(t.Context()), r.mountBrick(t.Context(), Git)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := os.ReadFile(file); string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if mounted, err := isMount(filepath.Dir(r.brick("pc-01"))); !mounted {
+		t.Error("the other one is not mounted", err)
+	}
+	for range 2 {
+		if err := r.removeBricks(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), r.Dir) {
+		t.Errorf("left behind: %v\n%s", err, mounts)
+	}
+	if _, err := os.Stat(r.bricks()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 // to be ours already.
 const (
 	SystemPartition = "km-system" // ext4, at /var/lib/containerd
-	BrickPartition  = "km-brick"  // of the volumes; without a file system as yet
+	BrickPartition  = "km-brick"  // of the volumes; XFS, at /srv/brick
 )
 
 const (

@@ -250,3 +250,61 @@ func TestNoUdev(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func brickStep(t *testing.T, m *hosttest.Debian) host.Step {
+	t.Helper()
+	steps := host.Install(m.Host, options(t, m, hosttest.Bundle(t)))
+	return steps[slices.IndexFunc(steps, func(s host.Step) bool { return s.Name == "brick" })]
+}
+
+// Nothing is mounted over what is there, and nothing made over it.
+func TestBrick(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		spoil func(m *hosttest.Debian)
+		todo  int    // lines
+		want  string // error
+	}{
+		{"empty", func(*hosttest.Debian) {}, 4, ""},
+		{"made before", func(m *hosttest.Debian) { m.Signatures["/dev/sdb2"] = "xfs km-brick" }, 3, ""},
+		{"without a label", func(m *hosttest.Debian) { m.Signatures["/dev/sdb2"] = "xfs" }, 3, ""},
+		{"foreign", func(m *hosttest.Debian) { m.Signatures["/dev/sdb2"] = "ext4 photos" }, 0, "holds ext4 photos, which is not made by Kingmaker; nothing was written to it. Save what is worth it, then wipefs --all /dev/sdb2"},
+		{"another disk's", func(m *hosttest.Debian) {
+			m.Put(t, "/etc/systemd/system/srv-brick.mount", "[Mount]\nWhat=/dev/disk/by-partuuid/another\n")
+		}, 0, "on a partition of another disk already"},
+		{"the folder holds something", func(m *hosttest.Debian) { m.Put(t, "/srv/brick/photo.jpg", "the sea") }, 0, "would hide what is in it now, such as photo.jpg"},
+		{"somebody mounted his own", func(m *hosttest.Debian) {
+			m.Put(t, "/proc/self/mounts", "/dev/sda1 / ext4 rw 0 0\n/dev/sda7 /srv/brick xfs rw 0 0\n")
+		}, 0, ""},
+		{"a disk without a brick", func(m *hosttest.Debian) { m.Parts, m.Known = m.Parts[:1], 1 }, 0, ""},
+		{"a folder that cannot be made immutable", func(m *hosttest.Debian) {
+			m.Runner.Answers["chattr"] = func(c host.Command, _ []byte) (string, error) {
+				return "", hosttest.Refuse(c, 1, "chattr: Operation not supported while setting flags on /srv/brick")
+			}
+		}, 4, ""},
+	} {
+		m := hosttest.NewDebian(t)
+		m.Parts, m.Known = []hosttest.Part{{Name: host.SystemPartition, Start: 1, Size: 40 << 10}, {Name: host.BrickPartition, Start: 40<<10 + 1, Size: 50 << 10}}, 2
+		m.Put(t, "/dev/sdb1", "")
+		m.Put(t, "/dev/sdb2", "")
+		test.spoil(m)
+		step, made := brickStep(t, m), m.Signatures["/dev/sdb2"]
+		todo, err := step.Look(t.Context())
+		if len(todo) != test.todo || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %q, %v", test.name, todo, err)
+		}
+		if err := step.Do(t.Context()); (err == nil) != (test.want == "") {
+			t.Errorf("%s: %v", test.name, err)
+		}
+		changes := m.Runner.Changes()
+		if test.todo == 0 && len(changes) > 0 || made != "" && m.Signatures["/dev/sdb2"] != made {
+			t.Errorf("%s: did %q", test.name, changes)
+		}
+		if test.todo > 0 && !m.Active["srv-brick.mount"] {
+			t.Errorf("%s: not mounted", test.name)
+		}
+		if todo, err := step.Look(t.Context()); len(todo) > 0 || (err == nil) != (test.want == "") {
+			t.Errorf("%s, again: %q, %v", test.name, todo, err)
+		}
+	}
+}

@@ -46,6 +46,7 @@ func Install(h *Host, o Options) []Step {
 		i.bundle(),     // before anything of it is used
 		i.packages(),   // they bring the tools of the following steps
 		i.disk(),       // before anything is stored on it
+		i.brick(),      // on the disk that is split now
 		i.kernel(),     //
 		i.programs(),   //
 		i.containerd(), //

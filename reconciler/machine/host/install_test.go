@@ -68,7 +68,7 @@ func TestInstall(t *testing.T) {
 			t.Errorf("%s is done, and would do: %q, %v", s.Name, todo, err)
 		}
 	}
-	for _, unit := range []string{"containerd.service", host.BalancerUnit, "var-lib-containerd.mount"} {
+	for _, unit := range []string{"containerd.service", host.BalancerUnit, "var-lib-containerd.mount", "srv-brick.mount"} {
 		if !m.Enabled[unit] || !m.Active[unit] {
 			t.Errorf("%s does not run", unit)
 		}

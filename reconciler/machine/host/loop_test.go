@@ -24,7 +24,7 @@ import (
 type loop struct {
 	*hosttest.Debian
 	image, device string
-	step          host.Step
+	step, brick   host.Step
 	fail          string // the command that fails
 	root          string // where a mount stands for the root of the running system
 }
@@ -62,6 +62,7 @@ func newLoop(t *testing.T, size int64) *loop {
 	l.Host.Runner = l
 	steps := host.Install(l.Host, host.Options{Bundle: hosttest.Bundle(t), Disk: l.device})
 	l.step = steps[slices.IndexFunc(steps, func(s host.Step) bool { return s.Name == "disk" })]
+	l.brick = steps[slices.IndexFunc(steps, func(s host.Step) bool { return s.Name == "brick" })]
 	return l
 }
 
@@ -69,7 +70,7 @@ func (l *loop) Run(ctx context.Context, c host.Command) ([]byte, error) {
 	if l.fail != "" && strings.HasPrefix(c.String(), l.fail) {
 		return nil, errors.New("the power went off")
 	}
-	if !slices.Contains([]string{"lsblk", "wipefs", "partx", "sfdisk", "mkfs.ext4"}, c.Name) {
+	if !slices.Contains([]string{"lsblk", "wipefs", "partx", "sfdisk", "mkfs.ext4", "mkfs.xfs", "chattr"}, c.Name) {
 		return l.Debian.Runner.Run(ctx, c)
 	}
 	out, err := host.System{}.Run(ctx, c)
@@ -300,5 +301,81 @@ func TestLoopInterrupted(t *testing.T) {
 				t.Errorf("the table was written again")
 			}
 		})
+	}
+}
+
+// The brick is made on an empty partition, and is never made anew.
+func TestLoopBrick(t *testing.T) {
+	l := newLoop(t, 60*gib)
+	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
+		t.Skip("no mkfs.xfs here")
+	}
+	bare := l.Path(host.BrickDir)
+	t.Cleanup(func() { _ = exec.Command("chattr", "-i", bare).Run() })
+	if todo, err := l.brick.Look(t.Context()); err != nil || len(todo) < 2 || !strings.Contains(todo[0], "make an XFS file system on km-brick") {
+		t.Fatalf("before the disk is split: %q, %v", todo, err)
+	}
+	if err := l.step.Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	part := l.device + "p2"
+
+	// Some file system that was in the disk's free space once.
+	l.sh(t, "mkfs.ext4", "-q", "-L", "photos", part, "100M")
+	for what, do := range map[string]func() error{
+		"look": func() error { _, err := l.brick.Look(t.Context()); return err },
+		"do":   func() error { return l.brick.Do(t.Context()) },
+	} {
+		if err := do(); err == nil || !strings.Contains(err.Error(), "holds ext4 photos, which is not made by Kingmaker") || !strings.Contains(err.Error(), "wipefs --all "+part) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	l.sh(t, "fsck.ext4", "-f", "-n", part)
+	l.sh(t, "wipefs", "--all", part)
+
+	if err := l.brick.Do(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bare, "file"), nil, 0o644); err == nil {
+		t.Log("the bare folder can be written to here")
+	}
+	id := l.sh(t, "blkid", "--probe", "--match-tag", "UUID", "--output", "value", part)
+	partition := strings.TrimSpace(l.sh(t, "blkid", "--probe", "--match-tag", "PART_ENTRY_UUID", "--output", "value", part))
+	unit := l.Get("/etc/systemd/system/srv-brick.mount")
+	if partition == "" || !strings.Contains(unit, "What=/dev/disk/by-partuuid/"+partition+"\n") {
+		t.Errorf("no %s in\n%s", partition, unit)
+	}
+	_, options, _ := strings.Cut(unit, "Options=")
+	options, _, _ = strings.Cut(options, "\n")
+	dir := l.mount(t, part, "--types", "xfs", "--options", options)
+	if err := os.WriteFile(filepath.Join(dir, "thesis.odt"), []byte("years"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if todo, err := l.brick.Look(t.Context()); err != nil || len(todo) > 0 {
+		t.Errorf("done, and would do %q, %v", todo, err)
+	}
+
+	// Another system on the same disk.
+	for _, name := range []string{"/etc/systemd/system/srv-brick.mount", "/var/lib/kingmaker"} {
+		if err := l.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.Active["srv-brick.mount"], l.Enabled["srv-brick.mount"] = false, false
+	_ = exec.Command("chattr", "-i", bare).Run()
+	if err := os.RemoveAll(bare); err != nil {
+		t.Fatal(err)
+	}
+	if todo, err := l.brick.Look(t.Context()); err != nil || len(todo) == 0 || strings.Contains(todo[0], "make") {
+		t.Errorf("installed anew: %q, %v", todo, err)
+	}
+	if err := l.brick.Do(t.Context()); err != nil || !l.Active["srv-brick.mount"] {
+		t.Errorf("installed anew: %v", err)
+	}
+	if again := l.sh(t, "blkid", "--probe", "--match-tag", "UUID", "--output", "value", part); again != id {
+		t.Errorf("another file system: %s, was %s", again, id)
+	}
+	if content, err := os.ReadFile(filepath.Join(dir, "thesis.odt")); err != nil || string(content) != "years" {
+		t.Errorf("%q, %v", content, err)
 	}
 }

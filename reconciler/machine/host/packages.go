@@ -18,17 +18,21 @@ import (
 // Debian there is.
 func Packages() []string {
 	return []string{
-		"ca-certificates", // the site repo over https
-		"containerd",      // brings runc
-		"e2fsprogs",       // mkfs.ext4 for the system's partition
-		"fdisk",           // sfdisk
-		"haproxy",         // the balancer
-		"iproute2",        // ip: the inventory, flannel
-		"iptables",        // kubelet and flannel on the machine itself
-		"kmod",            // modprobe
-		"mount",           // kubelet
-		"procps",          // sysctl
-		"util-linux",      // lsblk, wipefs, partx
+		"attr",             // getfattr: what Gluster says of a copy
+		"ca-certificates",  // the site repo over https
+		"containerd",       // brings runc
+		"e2fsprogs",        // mkfs.ext4 for the system's partition, chattr
+		"fdisk",            // sfdisk
+		"glusterfs-client", // mounts volumes
+		"glusterfs-server", // glusterd, which Debian neither enables nor starts
+		"haproxy",          // the balancer
+		"iproute2",         // ip: the inventory, flannel
+		"iptables",         // kubelet and flannel on the machine itself
+		"kmod",             // modprobe
+		"mount",            // kubelet
+		"procps",           // sysctl
+		"util-linux",       // lsblk, wipefs, partx
+		"xfsprogs",         // mkfs.xfs for the brick
 	}
 }
 

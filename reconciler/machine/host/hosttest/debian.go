@@ -68,7 +68,8 @@ func NewDebian(t testing.TB) *Debian {
 	m.Runner = &Runner{Answers: map[string]Answer{
 		"dpkg-query": m.dpkgQuery, "dpkg": m.dpkg, "apt-get": m.aptGet, "systemctl": m.systemctl,
 		"modprobe": m.modprobe, "sysctl": m.sysctl, "ctr": m.ctr, "haproxy": m.haproxy,
-		"lsblk": m.lsblk, "wipefs": m.wipefs, "partx": m.partx, "sfdisk": m.sfdisk, "mkfs.ext4": m.mkfs,
+		"lsblk": m.lsblk, "wipefs": m.wipefs, "partx": m.partx, "sfdisk": m.sfdisk, "mkfs.ext4": m.mkfs, "mkfs.xfs": m.mkfs,
+		"chattr":         func(host.Command, []byte) (string, error) { return "", nil },
 		"udevadm settle": func(host.Command, []byte) (string, error) { return "", nil },
 		"ip":             func(host.Command, []byte) (string, error) { return network, nil },
 		"containerd": func(host.Command, []byte) (string, error) {
@@ -219,6 +220,10 @@ func (m *Debian) aptGet(c host.Command, _ []byte) (string, error) {
 				return "", err
 			}
 			m.Enabled["haproxy.service"], m.Active["haproxy.service"] = true, !m.Masked["haproxy.service"]
+		case "glusterfs-server": // neither enabled nor started
+			if err := m.put("/usr/lib/systemd/system/glusterd.service", "[Service]\n"); err != nil {
+				return "", err
+			}
 		}
 	}
 	return "", nil
@@ -422,6 +427,6 @@ func (m *Debian) sfdisk(c host.Command, stdin []byte) (string, error) {
 }
 
 func (m *Debian) mkfs(c host.Command, _ []byte) (string, error) {
-	m.Signatures[c.Args[len(c.Args)-1]] = "ext4 " + c.Args[slices.Index(c.Args, "-L")+1]
+	m.Signatures[c.Args[len(c.Args)-1]] = strings.TrimPrefix(c.Name, "mkfs.") + " " + c.Args[slices.Index(c.Args, "-L")+1]
 	return "", nil
 }
