@@ -8,6 +8,7 @@ import (
 	"github.com/invopop/jsonschema"
 	"sigs.k8s.io/yaml"
 
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/crown"
@@ -20,7 +21,8 @@ type crd struct {
 	kind, plural, short string
 	spec, status        any
 	labels              map[string]any
-	whole               bool // spec and status are written in one write, by one hand
+	whole               bool           // spec and status are written in one write, by one hand
+	reports             map[string]any // fields of the status that another room's hand writes
 	columns             []column
 }
 
@@ -49,6 +51,7 @@ func crds() []crd {
 				age,
 			}},
 		{kind: "Machine", plural: "machines", short: "mc", spec: machine.Assigned{}, status: machine.Status{},
+			reports: map[string]any{"brick": gluster.MachineBrick{}},
 			columns: []column{
 				{Name: "Role", Type: "string", JSONPath: ".spec.role", Description: "master or worker; empty while it has not joined"},
 				{Name: "Ready", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].status`, Description: "True when the machine said last that it works"},
@@ -59,6 +62,7 @@ func crds() []crd {
 				{Name: "Seen", Type: "date", JSONPath: ".status.heartbeat", Description: "When it last reported"},
 				age,
 				{Name: "Address", Type: "string", JSONPath: ".status.inventory.address", Description: "By which the site reaches it", Priority: 1},
+				{Name: "Brick", Type: "integer", JSONPath: ".status.brick.free", Description: "Free bytes of its brick", Priority: 1},
 				{Name: "Kubelet", Type: "string", JSONPath: ".status.inventory.versions.kubelet", Description: "Version of its kubelet", Priority: 1},
 				{Name: "Message", Type: "string", JSONPath: `.status.conditions[?(@.type=="Ready")].message`, Description: "What keeps it from being ready", Priority: 1},
 			}},
@@ -73,6 +77,25 @@ func crds() []crd {
 				{Name: "Age", Type: "date", JSONPath: ".spec.begun", Description: "When it began"},
 				{Name: "Cause", Type: "string", JSONPath: ".status.cause", Description: "Why it was undone", Priority: 1},
 				{Name: "Why", Type: "string", JSONPath: ".spec.why", Description: "Why it began", Priority: 1},
+			}},
+		{kind: "Volume", plural: "volumes", short: "gv", spec: gluster.Placed{}, status: gluster.VolumeStatus{},
+			columns: []column{
+				{Name: "Access", Type: "string", JSONPath: ".spec.access", Description: "homes, shared or private"},
+				{Name: "Copies", Type: "string", JSONPath: ".status.copies", Description: "Copies that run, of those there are"},
+				{Name: "Phase", Type: "string", JSONPath: ".status.phase", Description: "Started, Healing, Degraded, SplitBrain or what it is on the way to"},
+				{Name: "Heal", Type: "integer", JSONPath: ".status.pending", Description: "Entries that copies have to catch up with"},
+				{Name: "Split", Type: "integer", JSONPath: ".status.splitBrain", Description: "Entries that copies contradict each other in"},
+				{Name: "Homes", Type: "integer", JSONPath: ".status.homes", Description: "Homes that are there", Priority: 1},
+				age,
+				{Name: "Step", Type: "string", JSONPath: ".status.step", Description: "What was done last", Priority: 1},
+				{Name: "Message", Type: "string", JSONPath: ".status.message", Description: "Why it is not as declared"},
+			}},
+		{kind: "Pool", plural: "pools", short: "gp", status: gluster.PoolStatus{},
+			columns: []column{
+				{Name: "Steward", Type: "string", JSONPath: ".status.steward.holder", Description: "The machine that works on it"},
+				{Name: "Renewed", Type: "date", JSONPath: ".status.steward.renewed", Description: "When it last said so"},
+				{Name: "Message", Type: "string", JSONPath: ".status.message", Description: "What holds it back"},
+				age,
 			}},
 		{kind: "Desktop", plural: "desktops", short: "dt", spec: kube.Desktop{},
 			columns: []column{
@@ -101,21 +124,32 @@ func (c crd) object(t *testing.T, r *jsonschema.Reflector) map[string]any {
 		"apiVersion": map[string]any{"type": "string"},
 		"kind":       map[string]any{"type": "string"},
 		"metadata":   map[string]any{"type": "object"},
-		"spec":       structural(t, r, c.spec),
+	}
+	var description any
+	if c.spec != nil {
+		spec := structural(t, r, c.spec)
+		properties["spec"], description = spec, spec["description"]
 	}
 	version := map[string]any{
 		"name": "v1alpha1", "served": true, "storage": true,
 		"additionalPrinterColumns": c.columns,
 	}
 	if c.status != nil {
-		properties["status"] = structural(t, r, c.status)
+		status := structural(t, r, c.status)
+		for field, of := range c.reports {
+			status["properties"].(map[string]any)[field] = structural(t, r, of)
+		}
+		properties["status"] = status
+		if c.spec == nil {
+			description = status["description"]
+		}
 		if !c.whole {
 			version["subresources"] = map[string]any{"status": map[string]any{}}
 		}
 	}
 	schema := map[string]any{
 		"type": "object", "properties": properties,
-		"description": properties["spec"].(map[string]any)["description"],
+		"description": description,
 	}
 	if c.status == nil {
 		schema["required"] = []string{"spec"}
@@ -207,6 +241,14 @@ func TestCRDsStructural(t *testing.T) {
 				t.Errorf("%s has %s", at, keyword)
 			}
 		}
+		if keys, ok := s["x-kubernetes-list-map-keys"].([]any); ok {
+			required, _ := s["items"].(map[string]any)["required"].([]any)
+			for _, key := range keys {
+				if !slices.Contains(required, key) {
+					t.Errorf("%s is a map by %s, which is not required", at, key)
+				}
+			}
+		}
 		properties, _ := s["properties"].(map[string]any)
 		for name, p := range properties {
 			walk(at+"."+name, p.(map[string]any))
@@ -219,9 +261,14 @@ func TestCRDsStructural(t *testing.T) {
 	}
 	r := newReflector(t)
 	for _, c := range crds() {
-		walk(c.kind+".spec", structural(t, r, c.spec))
+		if c.spec != nil {
+			walk(c.kind+".spec", structural(t, r, c.spec))
+		}
 		if c.status != nil {
 			walk(c.kind+".status", structural(t, r, c.status))
+		}
+		for field, of := range c.reports {
+			walk(c.kind+".status."+field, structural(t, r, of))
 		}
 	}
 }

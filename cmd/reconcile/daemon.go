@@ -47,6 +47,7 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 	if err != nil {
 		return err
 	}
+	metrics.registry.MustRegister(volumeMetrics{c.volumes.Last})
 	objects := c.objects
 	keeper, err := newKeeper(config, objects, r.Nudge, log) // so that its news are in the status at once
 	if err != nil {

@@ -77,7 +77,7 @@ func unread(p *plan.Plan) error {
 	if systems == nil {
 		return nil
 	}
-	return fmt.Errorf("%s could not be compared: %s; %s", strings.Join(systems, " and "), cause, seeCluster)
+	return fmt.Errorf("%s could not be compared: %s; %s", strings.Join(systems, ", "), cause, seeCluster)
 }
 
 // seeCluster is what to do where the cluster does not answer.

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
@@ -94,7 +95,7 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "status",
 		Short:   "Show how far the site has come",
-		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster; the machines, as they are, and the last changes of roles. Where the API does not answer, a machine of the site tells which masters are missing.",
+		Long:    "Status shows which commit is wanted and reached, and what stands in the way, as the daemon recorded it in the cluster; the machines and volumes, as they are, and the last changes of roles. Where the API does not answer, a machine of the site tells which masters are missing.",
 		Example: "  reconcile status\n  reconcile status -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -110,11 +111,12 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 			}
 			machines, unseen := machine.Lines(ctx, in.config) // the rest is worth showing without
 			crowns, err := lastCrowns(ctx, in.config)
-			unseen = errors.Join(unseen, err)
+			volumes, away := in.volumes.Lines(ctx)
+			unseen = errors.Join(unseen, err, away)
 			switch output {
 			case "text":
 				now := time.Now()
-				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), writeCrowns(s.out, crowns, now), unseen)
+				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), writeVolumes(s.out, volumes, now), writeCrowns(s.out, crowns, now), unseen)
 			case "json":
 				enc := json.NewEncoder(s.out)
 				enc.SetIndent("", "  ")
@@ -123,8 +125,9 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 					Status     plan.SiteStatus  `json:"status"`
 					Suspension *kube.Suspension `json:"suspension,omitempty"`
 					Machines   []machine.Line   `json:"machines,omitempty"`
+					Volumes    []gluster.Line   `json:"volumes,omitempty"`
 					Crowns     []crownLine      `json:"crowns,omitempty"`
-				}{name, status, suspension, machines, crowns}))
+				}{name, status, suspension, machines, volumes, crowns}))
 			}
 			return fmt.Errorf("-o %s: there is no such form; want text or json", output)
 		},

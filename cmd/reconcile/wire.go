@@ -31,6 +31,7 @@ import (
 type cluster struct {
 	config   *rest.Config
 	machines *machine.System
+	volumes  *gluster.System
 	objects  *kube.System
 	roles    *withRoles // nil: what is to be done about roles is left out
 }
@@ -42,9 +43,9 @@ func (c *cluster) systems() []reconciler.System {
 		machines = c.roles
 	}
 	return []reconciler.System{
-		machines, // first: nothing runs before there are machines to run on
-		// Volumes and the directory have kinds that are read and validated, and no
-		// system yet.
+		machines,  // first: nothing runs before there are machines to run on
+		c.volumes, // they lie on machines
+		// The directory has kinds that are read and validated, and no system yet.
 		c.objects, // last but for the people: what runs needs machines and volumes
 	}
 }
@@ -52,9 +53,8 @@ func (c *cluster) systems() []reconciler.System {
 // noteUnmanaged says what of a site nobody carries out yet, so that a settled
 // plan is not taken for more than it is.
 func noteUnmanaged(w io.Writer, site *plan.Site) {
-	volumes, people := len(site.Objects.Of(plan.Volumes)), len(site.Objects.Of(plan.Directory))
-	if volumes+people > 0 {
-		fmt.Fprintf(w, "reconcile: note: the site's %d volumes and %d documents of people are valid; this version does not carry them out yet\n", volumes, people)
+	if people := len(site.Objects.Of(plan.Directory)); people > 0 {
+		fmt.Fprintf(w, "reconcile: note: the site's %d documents of people are valid; this version makes their homes, and does not carry out the rest yet\n", people)
 	}
 }
 
@@ -96,6 +96,7 @@ func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.So
 		Images:     manifests.Images(version()),
 		Endpoint:   func(site string) (string, int) { return host.Endpoint(site), host.BalancerPort },
 		Include:    ldap.Include,
+		Derive:     gluster.Claims,
 		Rules:      []source.Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate},
 		Warn:       warn,
 	})
@@ -149,7 +150,11 @@ func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{config: config, machines: machines, objects: objects}, nil
+	volumes, err := gluster.New(gluster.Options{Config: config})
+	if err != nil {
+		return nil, err
+	}
+	return &cluster{config: config, machines: machines, volumes: volumes, objects: objects}, nil
 }
 
 func clusterConfig(f *flags) (*rest.Config, error) {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/xml"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -261,6 +263,28 @@ func (c CLI) See(ctx context.Context) (s Seen, err error) {
 	return s, nil
 }
 
+// SplitFiles are the entries of a volume whose copies contradict each other, the
+// first so many of them. A file has its path in the volume; one of which only the
+// gfid is known has that.
+func (c CLI) SplitFiles(ctx context.Context, volume string, atMost int) (files []string, err error) {
+	var out struct {
+		Bricks []struct {
+			Files []string `xml:"file"`
+		} `xml:"healInfo>bricks>brick"`
+	}
+	if err := c.ask(ctx, &out, "volume", "heal", volume, "info", "split-brain"); err != nil {
+		return nil, err
+	}
+	for _, b := range out.Bricks {
+		for _, file := range b.Files {
+			if !slices.Contains(files, file) && len(files) < atMost {
+				files = append(files, file)
+			}
+		}
+	}
+	return files, nil
+}
+
 // Carry carries one step out. Done twice it is done once, or refused.
 func (c CLI) Carry(ctx context.Context, s *Step) error {
 	copies := strconv.Itoa(s.Replicas)
@@ -268,6 +292,12 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 	switch s.Do {
 	case Probe:
 		args = []string{"peer", "probe", s.Address}
+	case Detach:
+		args = []string{"peer", "detach", s.Address}
+	case Stop:
+		args = []string{"volume", "stop", s.Volume}
+	case Delete:
+		args = []string{"volume", "delete", s.Volume}
 	case Create:
 		args = []string{"volume", "create", s.Volume}
 		if s.Replicas > 1 {
@@ -278,7 +308,10 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 		}
 		args = append(args, s.Bricks...)
 	case Set:
-		args = []string{"volume", "set", s.Volume, s.Option, s.Value}
+		args = []string{"volume", "set", s.Volume}
+		for _, name := range slices.Sorted(maps.Keys(s.Options)) {
+			args = append(args, name, s.Options[name])
+		}
 	case Start:
 		args = []string{"volume", "start", s.Volume}
 	case Revive:

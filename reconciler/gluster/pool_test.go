@@ -22,11 +22,12 @@ type steward struct {
 	room   *glustertest.Room
 	wanted gluster.Wanted
 	nudged map[string]time.Time
+	calm   map[string]time.Time
 }
 
 func newSteward(t *testing.T, machines int) *steward {
 	t.Helper()
-	return &steward{T: t, room: glustertest.Start(t, machines), nudged: map[string]time.Time{}, wanted: gluster.Wanted{Name: "homes"}}
+	return &steward{T: t, room: glustertest.Start(t, machines), nudged: map[string]time.Time{}, calm: map[string]time.Time{}, wanted: gluster.Wanted{Name: "homes"}}
 }
 
 // brick is where a machine has its copy.
@@ -58,9 +59,11 @@ func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, e
 	var cli gluster.CLI
 	var self []string
 	targets := map[string]gluster.Target{}
+	var machines []gluster.Target
 	for _, m := range s.room.Machines {
 		t := s.target(ctx, m)
 		targets[t.String()] = t
+		machines = append(machines, gluster.Target{Machine: m.Name, Address: m.Address})
 		if _, err := m.Run(ctx, "true"); err == nil && cli == nil {
 			cli, self = m.CLI(), []string{m.Address}
 		}
@@ -69,7 +72,19 @@ func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, e
 	if err != nil {
 		return nil, "", err
 	}
-	seen.At, seen.Self, seen.Targets, seen.Nudged = time.Now(), self, targets, s.nudged
+	seen.At, seen.Self, seen.Machines, seen.Targets, seen.Nudged, seen.Calm = time.Now(), self, machines, targets, s.nudged, s.calm
+	for _, v := range seen.Volumes {
+		if !seen.IsWhole(v) {
+			delete(s.calm, v.Name)
+			continue
+		}
+		if s.calm[v.Name].IsZero() {
+			s.calm[v.Name] = seen.At
+		}
+		if seen.At.Sub(s.calm[v.Name]) >= gluster.Settling {
+			s.wanted.Eras = nil
+		}
+	}
 	w := s.wanted
 	w.Bricks = slices.Clone(w.Bricks)
 	for i, b := range w.Bricks {
@@ -88,7 +103,7 @@ func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, e
 	line := string(step.Do)
 	switch step.Do {
 	case gluster.Set:
-		line += " " + step.Option
+		line += fmt.Sprint(" ", step.Options)
 	case gluster.Replace:
 		line += " " + step.Old + " -> " + step.New
 	case gluster.Reset:
@@ -99,6 +114,15 @@ func (s *steward) turn(ctx context.Context) (step *gluster.Step, holds string, e
 		line += " " + step.Address
 	}
 	s.Logf("%s: %s", line, step.Why)
+	if at := slices.IndexFunc(seen.Volumes, func(v gluster.Live) bool { return v.Name == step.Volume }); at >= 0 {
+		s.wanted.Eras = gluster.Remember(s.wanted.Eras, seen.Volumes[at], step)
+	}
+	if step.Do == gluster.SetAside {
+		address, folder, _ := strings.Cut(step.Old, ":")
+		i := slices.IndexFunc(s.room.Machines, func(m *glustertest.Machine) bool { return m.Address == address })
+		_, err := s.room.Machines[i].Run(ctx, "mv", folder, fmt.Sprintf("%s.aside.%d", folder, time.Now().UnixNano()))
+		return step, holds, err
+	}
 	return step, holds, cli.Carry(ctx, step)
 }
 
@@ -206,6 +230,23 @@ func TestSteward(t *testing.T) {
 	s.room.Machine("pc-04").Off()
 	s.room.Machine("pc-04").NewDisk()
 	s.room.Machine("pc-04").On()
+	s.settle("")
+	s.everywhere(sums)
+
+	// More copies, among them one on the machine that was given up: what it had is put
+	// aside. And fewer, and more again.
+	s.room.Machine("pc-03").On()
+	for _, names := range [][]string{{"pc-01", "pc-02", "pc-04", "pc-03", "pc-05"}, {"pc-01", "pc-04", "pc-05"}, {"pc-01", "pc-04", "pc-05", "pc-02", "pc-03"}} {
+		s.want(names...)
+		maps.Copy(sums, s.write("pc-01", at, fmt.Sprint("part", len(sums)), 100))
+		s.settle("")
+		s.everywhere(sums)
+	}
+
+	// Two die for good, and there is nothing in their place: fewer are wanted then.
+	s.room.Machine("pc-02").Off()
+	s.room.Machine("pc-03").Off()
+	s.want("pc-01", "pc-04", "pc-05")
 	s.settle("")
 	s.everywhere(sums)
 }

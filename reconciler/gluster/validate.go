@@ -40,8 +40,10 @@ func Validate(site *plan.Site) (faults, warnings []*plan.Fault) {
 	r, all := &plan.Report{}, bricks(site)
 	checkSiteDefault(site, all, r)
 	for _, v := range plan.Documents[Volume](site, plan.Volumes, "Volume", r) {
-		plan.CheckName(v.ID, r)
+		checkName(v, r)
 		checkOptions(v, r)
+		checkGroup(site, v, r)
+		checkNamespace(site, v, r)
 		usable, ok := choose(site, v, all, r)
 		if !ok {
 			continue // what was meant is not known
@@ -49,6 +51,66 @@ func Validate(site *plan.Site) (faults, warnings []*plan.Fault) {
 		checkReplicas(site, v, usable, len(all), r)
 	}
 	return r.Faults, r.Warnings
+}
+
+// maxName is the longest name of a volume: it is a part of the name of a label,
+// of which Kubernetes takes 63 letters, of a systemd unit and of a folder.
+const maxName = 40
+
+func checkName(v plan.Document[Volume], r *plan.Report) {
+	if len(v.ID.Name) <= maxName {
+		plan.CheckName(v.ID, r)
+		return
+	}
+	r.Fault(plan.Fault{Code: plan.InvalidName, ID: v.ID, Field: "metadata.name",
+		Cause: fmt.Sprintf("the name has %d letters, and it becomes a part of a label, a systemd unit and a folder", len(v.ID.Name)),
+		Hint:  fmt.Sprintf("want at most %d", maxName)})
+}
+
+func checkGroup(site *plan.Site, v plan.Document[Volume], r *plan.Report) {
+	f := plan.Fault{ID: v.ID, Field: "spec.group"}
+	switch group := v.Spec.Group; {
+	case group == "":
+		return
+	case v.Spec.For() != Shared:
+		f.Code, f.Cause = plan.Contradiction, fmt.Sprintf("access: %s and group exclude each other: a group is whom a shared volume belongs to", v.Spec.For())
+		f.Hint = "write access: shared, or take the group out"
+	case !site.Has(groupID(group)):
+		f.Code, f.Cause, f.Hint = plan.UnknownReference, fmt.Sprintf("there is no Group %q", group), "declare it, or name one that is declared"
+	default:
+		return
+	}
+	r.Fault(f)
+}
+
+func groupID(name string) plan.ID {
+	return plan.ID{System: plan.Directory, Kind: "Group", Name: name}
+}
+
+// checkNamespace looks at where the claim is to be. A namespace that nobody
+// declares would keep it from being made for ever.
+func checkNamespace(site *plan.Site, v plan.Document[Volume], r *plan.Report) {
+	f := plan.Fault{ID: v.ID, Field: "spec.namespace"}
+	switch name := v.Spec.ClaimNamespace(); {
+	case name == DesktopsNamespace: // the built-in manifests bring it
+		return
+	case !plan.IsLabel(name):
+		f.Code, f.Cause = plan.InvalidName, fmt.Sprintf("%q cannot be the name of a namespace", name)
+		f.Hint = "want at most 63 small letters, digits and dashes, with a letter or digit at both ends"
+	case strings.HasPrefix(name, "kube-") || strings.HasPrefix(name, "kingmaker-"):
+		f.Code, f.Cause = plan.InvalidValue, fmt.Sprintf("%s belongs to the system itself", name)
+		f.Hint = "want a namespace of a service, or leave it out for " + DesktopsNamespace
+	case !site.Has(namespaceID(name)):
+		f.Code, f.Cause = plan.UnknownReference, fmt.Sprintf("there is no Namespace %q", name)
+		f.Hint = "declare it in services/, or name one that is declared"
+	default:
+		return
+	}
+	r.Fault(f)
+}
+
+func namespaceID(name string) plan.ID {
+	return plan.ID{System: plan.Objects, Kind: "Namespace", Name: name}
 }
 
 // DefaultReplicas is the replica count of a volume that does not say, in a site
@@ -65,7 +127,11 @@ func DefaultReplicas(site *plan.Site, bricks int) int {
 
 // brick is what this room reads of a Machine. Rooms do not know each other's
 // types, and need not: the document is the contract.
-type brick struct{ labels map[string]any }
+type brick struct {
+	labels  map[string]any
+	circuit string
+	address string // "" where the machine is known by its network card
+}
 
 // bricks are the machines that bring a brick, by name.
 func bricks(site *plan.Site) map[string]brick {
@@ -77,7 +143,9 @@ func bricks(site *plan.Site) map[string]brick {
 			continue
 		}
 		labels, _ := spec["labels"].(map[string]any)
-		found[id.Name] = brick{labels}
+		circuit, _ := spec["circuit"].(string)
+		address, _ := spec["address"].(string)
+		found[id.Name] = brick{labels, circuit, address}
 	}
 	return found
 }

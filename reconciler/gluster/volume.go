@@ -15,6 +15,10 @@ type Volume struct {
 	Access string `json:"access,omitempty" jsonschema:"enum=homes,enum=shared,enum=private,default=private"`
 	// Arbiter is true where the third of three replicas holds names only: as safe against a split as three copies, at the space of two. Default false.
 	Arbiter bool `json:"arbiter,omitempty"`
+	// Group of people that a shared volume belongs to. Absent: all of them (Debian's group users, gid 100).
+	Group string `json:"group,omitempty"`
+	// Namespace in which the volume's PersistentVolumeClaim is made. Default: kingmaker-desktops.
+	Namespace string `json:"namespace,omitempty" jsonschema:"maxLength=63"`
 }
 
 // The values of Volume.Access.
@@ -26,6 +30,9 @@ const (
 
 // For is Access with its default.
 func (v *Volume) For() string { return cmp.Or(v.Access, Private) }
+
+// ClaimNamespace is Namespace with its default.
+func (v *Volume) ClaimNamespace() string { return cmp.Or(v.Namespace, DesktopsNamespace) }
 
 // Machines chooses machines by name or by label; not both.
 type Machines struct {

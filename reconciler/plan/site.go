@@ -35,7 +35,7 @@ type SiteSpec struct {
 	Confirm []string `json:"confirm,omitempty" jsonschema:"uniqueItems=true"`
 	// Suspend stops all changes by a commit, and says why.
 	Suspend *Suspend `json:"suspend,omitempty"`
-	// Storage holds the defaults of volumes.
+	// Storage holds the defaults of volumes, and when a lost copy is made anew.
 	Storage Storage `json:"storage,omitzero"`
 	// Domain is the DNS domain of the site, such as school.example.
 	Domain string `json:"domain,omitempty" jsonschema:"format=hostname"`
@@ -97,10 +97,12 @@ type Suspend struct {
 	Reason string `json:"reason" jsonschema:"required,minLength=1"`
 }
 
-// Storage holds the defaults of volumes.
+// Storage holds the defaults of volumes, and when a lost copy is made anew.
 type Storage struct {
 	// Replicas of each volume that does not say: odd. Default 5 with five bricks or more, else 3.
 	Replicas int `json:"replicas,omitempty" jsonschema:"enum=1,enum=3,enum=5,enum=7"`
+	// ReplaceAfter is how long a machine with a brick may be away before its copies are made elsewhere: at least 1m. Default 1h.
+	ReplaceAfter Duration `json:"replaceAfter,omitzero"`
 }
 
 // Platform changes the built-in manifests.

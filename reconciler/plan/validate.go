@@ -98,9 +98,12 @@ func (t Taken[K]) Claim(value K, user string) (owner string) {
 // labelName is an RFC 1123 label, the strictest form of a Kubernetes name.
 var labelName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
+// IsLabel reports whether a name is an RFC 1123 label.
+func IsLabel(name string) bool { return labelName.MatchString(name) }
+
 // CheckName reports a document whose metadata.name is not an RFC 1123 label.
 func CheckName(id ID, r *Report) {
-	if !labelName.MatchString(id.Name) {
+	if !IsLabel(id.Name) {
 		r.Fault(Fault{Code: InvalidName, ID: id, Field: "metadata.name",
 			Cause: fmt.Sprintf("%q cannot be a name here", id.Name),
 			Hint:  "want at most 63 small letters, digits and dashes, with a letter or digit at both ends"})
@@ -115,6 +118,9 @@ const (
 	DefaultBackend  = "host-gw"
 	DefaultAfter    = 10 * time.Minute
 	MinAfter        = time.Minute // of Failover.After: below it a reboot would cost a crown
+
+	DefaultReplaceAfter = time.Hour
+	MinReplaceAfter     = time.Minute // of Storage.ReplaceAfter: below it a reboot would cost a copy of all that the machine holds
 )
 
 // podsPerNode is the size of the range that each node gets out of
@@ -134,6 +140,11 @@ func (k Kubernetes) IsManaged() bool { return k.Managed == nil || *k.Managed }
 
 // BackendName is the network's backend, the default included.
 func (n Network) BackendName() string { return cmp.Or(n.Backend, DefaultBackend) }
+
+// ReplacesAfter is how long a machine with a brick may be away, the default included.
+func (s Storage) ReplacesAfter() time.Duration {
+	return max(cmp.Or(s.ReplaceAfter.Duration, DefaultReplaceAfter), MinReplaceAfter)
+}
 
 // Ranges are the address ranges of Pods and Services, the defaults included. A
 // range that cannot be read is the zero Prefix, which contains nothing.
@@ -219,6 +230,10 @@ func (s *Site) Validate() (faults, warnings []*Fault) {
 	}
 	if n := spec.Storage.Replicas; n != 0 && n%2 == 0 || n < 0 {
 		fault(EvenCount, "spec.storage.replicas", fmt.Sprintf("%d replicas have no majority when they part in halves", n), "want 1, 3, 5 or 7")
+	}
+	if after := spec.Storage.ReplaceAfter.Duration; after != 0 && after < MinReplaceAfter {
+		fault(InvalidValue, "spec.storage.replaceAfter", fmt.Sprintf("%s is too short: a reboot takes as long, and every copy of the machine would be made anew", after),
+			"want 1m or more; 1h is the default")
 	}
 	if spec.Domain != "" && !isHostname(spec.Domain) {
 		fault(InvalidValue, "spec.domain", fmt.Sprintf("%q is not a DNS domain", spec.Domain), "such as school.example")

@@ -74,6 +74,12 @@ type Options struct {
 	// says where it found each part, by field; see ldap.Include.
 	Include func(document map[string]any, origin string, read func(file string) ([]byte, error)) (places map[string]string, faults []*plan.Fault)
 
+	// Derive makes the objects that follow from what a site declares: they belong to
+	// it as if the site repo declared them, each with the Origin of what it follows
+	// from. It is asked before the Rules, and leaves out what follows from a mistake;
+	// see gluster.Claims. Nil is none.
+	Derive func(*plan.Site) []plan.Object
+
 	// Rules of the rooms.
 	Rules []Rules
 
@@ -146,6 +152,7 @@ func (s *Source) Site(ctx context.Context, commit string) (*plan.Site, error) {
 	if err := r.addPlatform(ctx); err != nil {
 		return nil, err
 	}
+	r.derive()
 	warnings := render.Warnings(documents)
 	r.check(func(site *plan.Site) (faults, warnings []*plan.Fault) { return site.Validate() }, &warnings)
 	for _, rules := range s.Rules {
@@ -197,6 +204,22 @@ func (r *reading) add(documents []render.Document, origin string) {
 		}
 		r.include(&o)
 		r.faults = plan.MergeFaults(r.faults, r.validator.Structure(id, o.Spec))
+		r.site.Objects.Add(o)
+	}
+}
+
+// derive adds what follows from the documents. One that stands in its way is at
+// fault, and not the one that it follows from: that has no other name to give.
+func (r *reading) derive() {
+	if r.Derive == nil {
+		return
+	}
+	for _, o := range r.Derive(r.site) {
+		if other, twice := r.site.Objects[o.ID]; twice {
+			r.faults = append(r.faults, &plan.Fault{Code: plan.Duplicate, ID: o.ID, Where: r.locate(other, ""),
+				Cause: "Kingmaker makes it itself, of what " + o.Origin + " declares", Hint: "take it out, or give it another name"})
+			continue
+		}
 		r.site.Objects.Add(o)
 	}
 }

@@ -49,6 +49,7 @@ func read(t testing.TB, archive string, warn func([]*plan.Fault)) (*plan.Site, e
 	src, err := New(Options{
 		Repository: files{root}, Renderer: render.New(render.Options{}), Platform: manifests.Files(), Images: manifests.Images("0.1.0-test"), Include: ldap.Include,
 		Endpoint: func(site string) (string, int) { return "api." + site + ".internal", 7443 },
+		Derive:   gluster.Claims,
 		Rules:    []Rules{machine.Validate, gluster.Validate, ldap.Validate, kube.Validate}, Warn: warn,
 	})
 	if err != nil {
@@ -157,6 +158,46 @@ func TestSite(t *testing.T) {
 		if _, ok := s.Objects[parsed]; !ok || err != nil {
 			t.Errorf("lacks %s", id)
 		}
+	}
+}
+
+// TestDerived: what follows from a document is in the site, with the document's
+// file, and nothing else may take its name.
+func TestDerived(t *testing.T) {
+	const volume = `
+-- volumes/homes.yaml --
+apiVersion: kingmaker.dev/v1alpha1
+kind: Volume
+metadata: {name: homes}
+spec: {replicas: 1, access: homes}
+`
+	s, err := read(t, site+volume, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"objects/PersistentVolume/kingmaker-homes", "objects/PersistentVolumeClaim/kingmaker-desktops/homes"} {
+		parsed, err := plan.ParseID(id)
+		if o, ok := s.Objects[parsed]; !ok || err != nil || o.Origin != "volumes/homes.yaml" {
+			t.Errorf("%s comes from %q", id, o.Origin)
+		}
+	}
+	if !s.Has(plan.ID{System: plan.Objects, Kind: "Namespace", Name: gluster.DesktopsNamespace}) {
+		t.Errorf("the built-in manifests have no Namespace %s, where claims are made", gluster.DesktopsNamespace)
+	}
+	_, err = read(t, site+volume+`
+-- services/own/own.yaml --
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: a, namespace: x}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: homes, namespace: kingmaker-desktops}
+`, nil)
+	faults, rest := plan.Split(err)
+	if len(faults) != 1 || rest != nil || faults[0].Code != plan.Duplicate || !strings.HasPrefix(faults[0].Where, "services/own/own.yaml:5") ||
+		!strings.Contains(faults[0].Cause, "volumes/homes.yaml") {
+		t.Errorf("got %v", err)
 	}
 }
 

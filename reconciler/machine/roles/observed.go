@@ -156,7 +156,7 @@ type Machine struct {
 
 	// of its Pods
 	Pods      int     // that a drain would evict
-	Displaced float64 // what they ask for, in cores, each times the weight of its priority: 1 is usual, less is low
+	Displaced float64 // what they ask for, in cores, each times the weight of its priority: 1 is usual, less is low; and what its copies of volumes weigh
 	Pinned    string  // what cannot be moved away, in words; "" for nothing
 	Stuck     string  // what keeps Pods from being evicted now: the budgets; "" for nothing
 }

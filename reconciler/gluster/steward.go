@@ -1,0 +1,421 @@
+package gluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/leaderelection"
+)
+
+// steward is the field manager of what the steward writes.
+const steward = "kingmaker-steward"
+
+// Steward works on the trusted pool, from one of its machines. Every machine with a
+// brick has one; the one that holds the lease of the Pool works. Everything it
+// decides it decides from what it sees in that moment, so that another can go on
+// where it was cut short.
+type Steward struct {
+	Machine string                            // this one
+	Connect func() (dynamic.Interface, error) // as this machine's Node; whose credentials change with its membership
+	Gluster CLI
+	UUID    func() string // of this machine's glusterd, "" while none answers
+	// Prepare makes what a volume has in it before it is used, through the mount of this
+	// machine; see package hand.
+	Prepare func(ctx context.Context, volume, id string, placed Placed) (homes int, err error)
+	Every   time.Duration // between two looks; 0 is 3 s
+	Log     *slog.Logger
+	Now     func() time.Time // nil is time.Now
+
+	client  dynamic.Interface // of this standing for the lease
+	nudged  map[string]time.Time
+	calm    map[string]time.Time
+	refused map[string]Refused
+	told    map[string]string // by volume: phase
+	failed  time.Time         // since when no turn has succeeded
+
+	mu       sync.Mutex
+	prepared map[string]*preparing
+}
+
+// preparing is what came of Prepare, and for what.
+type preparing struct {
+	preparation
+	id     string // of the volume
+	placed Placed
+	at     time.Time
+	going  bool
+}
+
+const (
+	// patienceOfGluster is how long turns may fail before another machine is to try: the
+	// cause may be here.
+	patienceOfGluster = 30 * time.Second
+	prepareAgain      = time.Minute      // even where nothing changed: somebody may have removed a home's folder
+	prepareSoon       = 3 * time.Second  // where it failed
+	tryAgain          = 10 * time.Second // what gluster refused
+	maxHolds          = 3                // causes in a Pool's message
+)
+
+// Run stands for the lease, and works while it holds it, until the context ends.
+func (s *Steward) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if s.mayStand(ctx) {
+			s.stand(ctx)
+		}
+		pause(ctx, 5*time.Second)
+	}
+}
+
+// mayStand reports whether this machine's glusterd knows the pool: one that belongs
+// to another, or was installed anew, sees no volumes and would make new ones.
+func (s *Steward) mayStand(ctx context.Context) bool {
+	own := s.UUID()
+	if own == "" {
+		return false
+	}
+	var err error
+	if s.client, err = s.Connect(); err != nil {
+		return false
+	}
+	pool, err := getPool(ctx, s.client)
+	return err == nil && (len(pool.Peers) == 0 || slices.ContainsFunc(pool.Peers, func(p PeerStatus) bool { return p.UUID == own }))
+}
+
+// stand waits for the lease and works until it is lost, or nothing succeeds.
+func (s *Steward) stand(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan struct{}, 1)
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &lease{client: s.client, holder: s.Machine}, ReleaseOnCancel: true, Name: "steward",
+		// The defaults of Kubernetes' own controllers.
+		LeaseDuration: 15 * time.Second, RenewDeadline: 10 * time.Second, RetryPeriod: 2 * time.Second,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: func(leading context.Context) {
+				s.Log.Info("this machine is the steward of the pool now")
+				s.work(leading)
+				cancel()
+				ended <- struct{}{}
+			},
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		s.Log.Error("the lease of the pool was not set up", "error", err)
+		return
+	}
+	elector.Run(ctx)
+	if elector.IsLeader() {
+		<-ended
+	}
+}
+
+// work takes one turn after the other.
+func (s *Steward) work(ctx context.Context) {
+	s.forget()
+	var last string
+	for ctx.Err() == nil {
+		acted, err := s.Turn(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			s.failed, last = time.Time{}, ""
+		default:
+			if err.Error() != last {
+				last = err.Error()
+				s.Log.Warn("the pool is not as it should be", "error", err)
+			}
+			if s.failed.IsZero() {
+				s.failed = s.now()
+			} else if s.now().Sub(s.failed) > patienceOfGluster {
+				s.Log.Warn("another machine is to try", "error", err)
+				return
+			}
+		}
+		if !acted {
+			pause(ctx, cmp.Or(s.Every, 3*time.Second))
+		}
+	}
+}
+
+// forget begins anew: what was seen while another was the steward is not known.
+func (s *Steward) forget() {
+	s.nudged, s.calm, s.refused, s.told, s.failed = map[string]time.Time{}, map[string]time.Time{}, map[string]Refused{}, map[string]string{}, time.Time{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepared = map[string]*preparing{}
+}
+
+func (s *Steward) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+// Turn is one look, what there is to say of it, and at most one step; acted is true
+// where one was done. An error is one of the API or of glusterd; what holds a volume
+// back is in its status.
+func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
+	if s.nudged == nil {
+		s.forget()
+	}
+	v, err := look(ctx, s.client, s.now())
+	if err != nil || v.unserved {
+		return false, err
+	}
+	pool, err := getPool(ctx, s.client)
+	if err != nil {
+		return false, err
+	}
+	seen, err := s.Gluster.See(ctx)
+	if err != nil {
+		return false, err
+	}
+	seen.fill(v, s.Machine)
+	s.remember(&seen)
+	wanted := v.wanted()
+	step, holds := Next(wanted, seen)
+	for _, h := range holds {
+		if h.Code == Vanished {
+			err = fmt.Errorf("%s", h.Cause) // perhaps only for this machine's glusterd
+		}
+	}
+	for _, w := range wanted {
+		if e := s.report(ctx, w, v.volumes[w.Name], seen, holds, step); e != nil {
+			return false, e
+		}
+	}
+	if e := s.reportPool(ctx, pool, seen, holds); e != nil {
+		return false, e
+	}
+	if err != nil || step == nil || step.Do == SetAside { // which its machine does, and is told in the status
+		return false, err
+	}
+	err = s.carry(ctx, step, seen)
+	if r := (*Refusal)(nil); errors.As(err, &r) {
+		s.Log.Warn("refused", "step", step.Do, "volume", step.Volume, "error", err)
+		s.refused[step.key()] = Refused{Why: err.Error(), Until: s.now().Add(tryAgain)}
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// remember adds what was seen in earlier turns.
+func (s *Steward) remember(seen *Seen) {
+	for _, v := range seen.Volumes {
+		switch {
+		case !seen.IsWhole(v):
+			delete(s.calm, v.Name)
+		case s.calm[v.Name].IsZero():
+			s.calm[v.Name] = seen.At
+		}
+	}
+	seen.Nudged, seen.Calm, seen.Refused = s.nudged, s.calm, s.refused
+}
+
+// carry does a step. The set of copies as it is now is remembered first: whoever comes
+// after a step that was cut short must know of it.
+func (s *Steward) carry(ctx context.Context, step *Step, seen Seen) error {
+	if v := seen.live(step.Volume); v != nil {
+		o, err := s.client.Resource(Resource()).Get(ctx, step.Volume, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		at, err := readVolume(o)
+		if err != nil {
+			return err
+		}
+		if eras := Remember(at.status.Eras, *v, step); !reflect.DeepEqual(eras, at.status.Eras) {
+			next := at.status
+			next.Eras = eras
+			if err := s.write(ctx, step.Volume, at, next); err != nil {
+				return err
+			}
+			delete(s.calm, step.Volume)
+		}
+	}
+	if step.Do == Mend {
+		s.nudged[step.Volume] = seen.At
+	}
+	log := s.Log.With("step", step.Do, "volume", step.Volume, "why", step.Why)
+	err := s.Gluster.Carry(ctx, step)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", strings.ToLower(string(step.Do)), cmp.Or(step.Volume, step.Address), err)
+	}
+	log.Info("done")
+	if step.Volume != "" && step.Do != Mend {
+		s.event(ctx, step.Volume, "Normal", string(step.Do), step.Why)
+	}
+	return nil
+}
+
+// report writes what is seen of a volume, where it changed.
+func (s *Steward) report(ctx context.Context, w Wanted, at stored, seen Seen, holds []*plan.Fault, step *Step) error {
+	var split []string
+	if v := seen.live(w.Name); v != nil && v.Started {
+		if _, n, _ := seen.behind(*v, nil); n > 0 {
+			split, _ = s.Gluster.SplitFiles(ctx, w.Name, maxSplit) // the count is told without, too
+		}
+	}
+	next := statusOf(w, at.status, at.generation, seen, holds, s.prepare(ctx, w, at, seen), split)
+	if step != nil && step.Volume == w.Name && step.Do != Mend {
+		next.Step = fmt.Sprintf("%s: %s", step.Do, step.Why)
+	}
+	if err := s.write(ctx, w.Name, at, next); err != nil {
+		return err
+	}
+	if before := s.told[w.Name]; before != next.Phase && before != "" {
+		if next.Phase == Degraded || next.Phase == Split || next.Phase == Stopped {
+			s.event(ctx, w.Name, "Warning", next.Phase, cmp.Or(next.Message, "not all copies are there"))
+		} else {
+			s.event(ctx, w.Name, "Normal", next.Phase, next.Copies+" copies")
+		}
+	}
+	s.told[w.Name] = next.Phase
+	return nil
+}
+
+// write puts a status in the place of the one that was read, in no other version: two
+// stewards, of which one does not know yet that it is none any more, do not mix.
+func (s *Steward) write(ctx context.Context, name string, at stored, next VolumeStatus) error {
+	if reflect.DeepEqual(normal(at.status), normal(next)) {
+		return nil
+	}
+	o, err := s.client.Resource(Resource()).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil // it was deleted meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	if now, err := readVolume(o); err != nil || !reflect.DeepEqual(normal(now.status), normal(at.status)) {
+		return cmp.Or(err, fmt.Errorf("another steward writes the status of %s", name))
+	}
+	if err := put(o, "status", next); err != nil {
+		return err
+	}
+	_, err = s.client.Resource(Resource()).UpdateStatus(ctx, o, metav1.UpdateOptions{FieldManager: steward})
+	if apierrors.IsConflict(err) { // its spec was written: the next turn sees it
+		return nil
+	}
+	return err
+}
+
+// normal is a status as it is compared: as JSON has it.
+func normal(status any) string {
+	text, _ := json.Marshal(status)
+	return string(text)
+}
+
+// put sets a field of an object.
+func put(o *unstructured.Unstructured, field string, value any) error {
+	var tree map[string]any
+	text, err := json.Marshal(value)
+	if err == nil {
+		err = json.Unmarshal(text, &tree)
+	}
+	o.Object[field] = tree
+	return err
+}
+
+// reportPool writes what is seen of the pool, where it changed.
+func (s *Steward) reportPool(ctx context.Context, last PoolStatus, seen Seen, holds []*plan.Fault) error {
+	var words []string
+	for _, h := range holds {
+		if h.ID.Kind == "Pool" && len(words) < maxHolds {
+			words = append(words, h.Cause)
+		}
+	}
+	next := last
+	next.Peers, next.Message = peers(seen, last.Peers, s.Machine), strings.Join(words, "; ")
+	if normal(next) == normal(last) {
+		return nil
+	}
+	message := any(next.Message)
+	if next.Message == "" {
+		message = nil // a merge patch takes it away
+	}
+	body, err := json.Marshal(map[string]any{"status": map[string]any{"peers": next.Peers, "message": message}})
+	if err != nil {
+		return err
+	}
+	_, err = s.client.Resource(PoolResource()).Patch(ctx, PoolName, types.MergePatchType, body, metav1.PatchOptions{FieldManager: steward}, "status")
+	return err
+}
+
+// prepare has a started volume made ready for use, beside the turns: ten thousand new
+// homes take minutes. It returns what is known of it.
+func (s *Steward) prepare(ctx context.Context, w Wanted, at stored, seen Seen) preparation {
+	v := seen.live(w.Name)
+	if v == nil || !v.Started || w.Delete || at.status.ID != v.ID || s.Prepare == nil {
+		return preparation{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.prepared[w.Name]
+	if p == nil {
+		p = &preparing{}
+		s.prepared[w.Name] = p
+	}
+	same := p.id == v.ID && p.placed.GID == at.spec.GID && slices.Equal(p.placed.Homes, at.spec.Homes)
+	again := prepareAgain
+	if p.err != nil {
+		again = prepareSoon
+	}
+	if !p.going && (!same || seen.At.Sub(p.at) >= again) {
+		p.going = true
+		go func() {
+			homes, err := s.Prepare(ctx, w.Name, v.ID, at.spec)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			*p = preparing{preparation{done: err == nil || homes > 0, homes: homes, err: err}, v.ID, at.spec, s.now(), false}
+		}()
+	}
+	if p.id != v.ID {
+		return preparation{}
+	}
+	return p.preparation
+}
+
+// event tells people. That it could not be told is no reason not to go on.
+func (s *Steward) event(ctx context.Context, volume, severity, reason, message string) {
+	now := s.now().UTC().Format(time.RFC3339)
+	o := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Event", "metadata": map[string]any{"generateName": volume + ".", "namespace": "default"},
+		"involvedObject": map[string]any{"apiVersion": plan.APIVersion, "kind": kind, "name": volume},
+		"type":           severity, "reason": reason, "message": message, "count": int64(1), "firstTimestamp": now, "lastTimestamp": now,
+		"source": map[string]any{"component": steward, "host": s.Machine}, "reportingComponent": steward, "reportingInstance": s.Machine,
+	}}
+	events := s.client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "events"})
+	if _, err := events.Namespace("default").Create(ctx, o, metav1.CreateOptions{FieldManager: steward}); err != nil {
+		s.Log.Debug("an event was not written", "error", err)
+	}
+}
+
+// pause waits, and no longer than the context lasts.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

@@ -1,0 +1,358 @@
+package gluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+)
+
+// manager is the field manager of what the daemon writes.
+const manager = "kingmaker"
+
+// Codes of what the API server can answer to a change.
+const (
+	Forbidden   plan.Code = "Forbidden"   // we lack a right
+	Denied      plan.Code = "Denied"      // an admission policy refuses it
+	Unavailable plan.Code = "Unavailable" // the server did not answer
+	Invalid     plan.Code = "Invalid"     // the server refuses the content
+	NotWell     plan.Code = "NotWell"     // a volume as declared, and not all of its copies are well
+)
+
+// Options of a System. Config is required.
+type Options struct {
+	Config *rest.Config
+	Now    func() time.Time // nil is time.Now
+}
+
+// System is the system of volumes: those that git declares against those of the
+// cluster, which the steward of the pool makes real. Make one with New.
+//
+// An object of its plans is a Volume, with every choice made:
+//
+//	spec: {access: homes, bricks: [{machine: pc-01, address: 10.0.0.11}, ...], homes: [...], options: {...}}
+//
+// A site whose cluster is somebody else's (spec.kubernetes.managed: false) has and
+// wants nothing here.
+type System struct {
+	Options
+	client dynamic.Interface
+	seen   view // by the last Observe
+
+	mu   sync.Mutex
+	last map[string]stored // volumes of the last Observe, for metrics
+}
+
+// New makes a System for a cluster, without asking it anything yet.
+func New(o Options) (*System, error) {
+	config := rest.CopyConfig(o.Config)
+	config.QPS = -1 // the server's priority and fairness decides, not a guess of ours
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the cluster: %w", err)
+	}
+	return &System{Options: o, client: client}, nil
+}
+
+// Name is plan.Volumes.
+func (s *System) Name() string { return plan.Volumes }
+
+// Observe is all Volumes of the cluster.
+func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, error) {
+	s.seen = view{}
+	if !site.Spec.Kubernetes.IsManaged() {
+		return plan.State{}, nil
+	}
+	v, err := look(ctx, s.client, s.Now())
+	if err != nil {
+		return nil, err
+	}
+	s.seen = v
+	s.mu.Lock()
+	s.last = v.volumes
+	s.mu.Unlock()
+	return observed(v), nil
+}
+
+// Desire is what the site wants, given what the last Observe saw.
+func (s *System) Desire(_ context.Context, site *plan.Site, _ plan.State) (plan.State, error) {
+	if !site.Spec.Kubernetes.IsManaged() {
+		return plan.State{}, nil
+	}
+	want, faults := desired(site, s.seen)
+	return want, plan.Join(faults)
+}
+
+// Examine is what of the declared volumes is not well: as the steward saw it.
+func (s *System) Examine(_ context.Context, site *plan.Site) (unwell []*plan.Fault) {
+	for _, name := range slices.Sorted(maps.Keys(s.seen.volumes)) {
+		status := s.seen.volumes[name].status
+		if !site.Has(about(name)) || status.Phase == Started && status.Message == "" {
+			continue
+		}
+		f := &plan.Fault{Code: NotWell, ID: about(name), Cause: "no steward has looked at it yet", Hint: "kubectl get volumes,pools shows more"}
+		if status.Phase != "" {
+			f.Cause = strings.TrimSuffix(fmt.Sprintf("it is %s: %s", status.Phase, status.Message), ": ")
+		}
+		unwell = append(unwell, f)
+	}
+	return unwell
+}
+
+// look is what there is now.
+func look(ctx context.Context, client dynamic.Interface, now time.Time) (v view, err error) {
+	v = view{at: now, volumes: map[string]stored{}, machines: map[string]pc{}}
+	err = each(ctx, client, Resource(), func(o *unstructured.Unstructured) error {
+		s, err := readVolume(o)
+		v.volumes[o.GetName()] = s
+		return err
+	})
+	if apierrors.IsNotFound(err) {
+		v.unserved, err = true, nil
+	}
+	if err != nil {
+		return v, fmt.Errorf("list volumes: %w", err)
+	}
+	err = each(ctx, client, resource("machines"), func(o *unstructured.Unstructured) error {
+		m, err := readMachine(o)
+		v.machines[o.GetName()] = m
+		return err
+	})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return v, fmt.Errorf("list machines: %w", err)
+	}
+	return v, nil
+}
+
+// each goes through all objects of a resource.
+func each(ctx context.Context, client dynamic.Interface, gvr schema.GroupVersionResource, do func(*unstructured.Unstructured) error) error {
+	list, err := client.Resource(gvr).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		if err := do(&list.Items[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func readVolume(o *unstructured.Unstructured) (s stored, err error) {
+	s = stored{uid: o.GetUID(), version: o.GetResourceVersion(), generation: o.GetGeneration()}
+	if s.tree, _, _ = unstructured.NestedMap(o.Object, "spec"); s.tree == nil {
+		s.tree = map[string]any{}
+	}
+	var into struct {
+		Spec   Placed
+		Status VolumeStatus
+	}
+	err = decode(o, &into)
+	s.spec, s.status = into.Spec, into.Status
+	return s, err
+}
+
+func readMachine(o *unstructured.Unstructured) (m pc, err error) {
+	var into struct {
+		Spec struct {
+			Address string
+			Circuit string
+			Labels  map[string]any
+			Disk    struct{ Brick *bool }
+		}
+		Status struct {
+			Heartbeat time.Time
+			Inventory struct{ Address string }
+			Brick     MachineBrick
+		}
+	}
+	err = decode(o, &into)
+	m = pc{address: into.Status.Inventory.Address, heartbeat: into.Status.Heartbeat, circuit: into.Spec.Circuit, labels: into.Spec.Labels,
+		noBrick: into.Spec.Disk.Brick != nil && !*into.Spec.Disk.Brick, brick: into.Status.Brick}
+	if m.address == "" {
+		m.address = into.Spec.Address
+	}
+	return m, err
+}
+
+// decode reads an object of the cluster, which its CRD has checked.
+func decode(o *unstructured.Unstructured, into any) error {
+	data, err := o.MarshalJSON()
+	if err == nil {
+		err = json.Unmarshal(data, into)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s %s: %w", o.GetKind(), o.GetName(), err)
+	}
+	return nil
+}
+
+// attempts is how often a change is begun again because somebody wrote while we
+// did: the steward reports all the time.
+const attempts = 10
+
+// Apply carries out one change. It refuses where the Volume is neither what was
+// planned from nor what is wanted, and writes it only in the version that it has
+// looked at. A volume that exists is deleted in two: the steward is told, and once
+// the pool has it no more its object goes.
+func (s *System) Apply(ctx context.Context, c plan.Change) error {
+	for range attempts {
+		err := s.try(ctx, c)
+		var f *plan.Fault
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &f):
+			return f
+		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err):
+			return refused(c.ID, err)
+		}
+	}
+	return stale(c.ID, "others write it all the time")
+}
+
+func (s *System) try(ctx context.Context, c plan.Change) error {
+	client := s.client.Resource(Resource())
+	live, err := client.Get(ctx, c.ID.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		live, err = nil, nil
+	}
+	if err != nil {
+		return err
+	}
+	want := specIn(c.Want)
+	switch {
+	case live == nil && want == nil:
+		return nil
+	case live == nil && c.Have != nil:
+		return stale(c.ID, "it is gone")
+	case live == nil:
+		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": plan.APIVersion, "kind": kind,
+			"metadata": map[string]any{"name": c.ID.Name}, "spec": want}}
+		_, err = client.Create(ctx, o, metav1.CreateOptions{FieldManager: manager, FieldValidation: metav1.FieldValidationStrict})
+		return err
+	}
+	at, err := readVolume(live)
+	if err != nil {
+		return err
+	}
+	if want == nil {
+		return s.remove(ctx, c, live, at)
+	}
+	switch {
+	case reflect.DeepEqual(at.tree, want):
+		return nil
+	case !reflect.DeepEqual(at.tree, specIn(c.Have)):
+		return stale(c.ID, "it changed since it was planned")
+	}
+	return s.update(ctx, live, want)
+}
+
+func (s *System) update(ctx context.Context, live *unstructured.Unstructured, spec map[string]any) error {
+	o := live.DeepCopy()
+	o.Object["spec"] = spec
+	_, err := s.client.Resource(Resource()).Update(ctx, o, metav1.UpdateOptions{FieldManager: manager, FieldValidation: metav1.FieldValidationStrict})
+	return err
+}
+
+// remove is a deletion as far as it can go now.
+func (s *System) remove(ctx context.Context, c plan.Change, live *unstructured.Unstructured, at stored) error {
+	marked := maps.Clone(at.tree)
+	marked["delete"] = true
+	have := maps.Clone(specIn(c.Have))
+	if have != nil {
+		have["delete"] = true
+	}
+	switch {
+	case !reflect.DeepEqual(marked, have):
+		return stale(c.ID, "it changed since it was planned")
+	case at.status.ID != "" && at.status.Phase != Removed:
+		if !at.spec.Delete {
+			if err := s.update(ctx, live, marked); err != nil {
+				return err
+			}
+		}
+		return &plan.Fault{Code: Deleting, ID: c.ID, Cause: "the pool is deleting it", Hint: "it goes on by itself; kubectl get volumes shows how far it is"}
+	}
+	err := s.client.Resource(Resource()).Delete(ctx, c.ID.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &at.uid, ResourceVersion: &at.version},
+	})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// specIn is the spec of the Volume in an object of a plan, nil for none.
+func specIn(o *plan.Object) map[string]any {
+	if o == nil {
+		return nil
+	}
+	spec, _ := o.Spec["spec"].(map[string]any)
+	return spec
+}
+
+func stale(id plan.ID, cause string) *plan.Fault {
+	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
+}
+
+// refused turns an error of the API server into a reason that a person can act on.
+func refused(id plan.ID, err error) *plan.Fault {
+	f := &plan.Fault{Code: Unavailable, ID: id, Cause: strings.Join(strings.Fields(err.Error()), " "), Hint: "the next round tries again"}
+	switch {
+	case strings.Contains(f.Cause, "denied the request") || strings.Contains(f.Cause, "ValidatingAdmissionPolicy"):
+		f.Code, f.Hint = Denied, "change the volume, or the policy that refuses it"
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		f.Code, f.Hint = Forbidden, "grant the right to the account that reconcile uses"
+	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		f.Code, f.Hint = Invalid, "correct the volume in the site repo"
+	}
+	return f
+}
+
+// Line is one volume for people.
+type Line struct {
+	Name   string       `json:"name"`
+	Access string       `json:"access"`
+	Status VolumeStatus `json:"status"`
+}
+
+// Lines are all volumes of the cluster, in order; none where it serves no such kind.
+func (s *System) Lines(ctx context.Context) (lines []Line, err error) {
+	v, err := look(ctx, s.client, s.Now())
+	if err != nil {
+		return nil, err
+	}
+	return linesOf(v.volumes), nil
+}
+
+// Last are the volumes that the last Observe saw. It may be called at any time.
+func (s *System) Last() []Line {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return linesOf(s.last)
+}
+
+func linesOf(volumes map[string]stored) (lines []Line) {
+	for _, name := range slices.Sorted(maps.Keys(volumes)) {
+		lines = append(lines, Line{name, volumes[name].spec.Access, volumes[name].status})
+	}
+	return lines
+}
