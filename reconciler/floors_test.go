@@ -20,7 +20,7 @@ const module = "github.com/kingmaker-io/kingmaker"
 var mayImport = map[string][]string{
 	// floor 3: wiring
 	"cmd/reconcile": {"..."},
-	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/..."},
+	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/...", "reconciler/gluster", "reconciler/gluster/..."},
 	"cmd/lab":       {"cmd/lab/..."},
 
 	// beside: what the lab is made of; it knows nothing of ours
@@ -55,6 +55,7 @@ var mayImport = map[string][]string{
 	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},
 	"reconciler/machine/agent":         {"reconciler/plan", "reconciler/machine", "reconciler/machine/host", "reconciler/machine/member"},
 	"reconciler/gluster":               {"reconciler/plan"},
+	"reconciler/gluster/hand":          {"reconciler/plan", "reconciler/gluster", "reconciler/machine/host"}, // what one machine does about it
 	"reconciler/kube":                  {"reconciler/plan"},
 	"reconciler/ldap":                  {"reconciler/plan"},
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster/hand"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/member"
 	"github.com/spf13/cobra"
@@ -37,7 +39,10 @@ A master is reset only with --yes, for with the last one the site ends.`,
 				h.Log.InfoContext(ctx, "refused", "error", err)
 				return err
 			}
-			todo, err := host.Look(ctx, r.Steps())
+			// Once the agent has stopped, which would mount them again, and while their
+			// Pods can still end.
+			steps := slices.Insert(r.Steps(), 1, hand.Leave(h))
+			todo, err := host.Look(ctx, steps)
 			if err != nil {
 				return err
 			}
@@ -48,7 +53,7 @@ A master is reset only with --yes, for with the last one the site ends.`,
 			if err := s.agree(ctx, "reset", todo, yes); err != nil {
 				return err
 			}
-			if err := r.Run(ctx); err != nil {
+			if err := host.Do(ctx, steps, clock.say); err != nil {
 				h.Log.ErrorContext(ctx, "broke", "error", err)
 				return err
 			}

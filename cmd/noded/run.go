@@ -19,7 +19,8 @@ func runCommand(s *surroundings) *cobra.Command {
 		Use:   "run",
 		Short: "Be the agent of this machine (noded.service does that)",
 		Long: `Run reports on this machine to its site every ten seconds, and keeps the way to
-the site's masters open. It works on while the API is away.`,
+the site's masters open. It looks after the machine's brick, and mounts the site's
+volumes. It works on while the API is away.`,
 		Example: "  systemctl status noded",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,7 +34,12 @@ the site's masters open. It works on while the API is away.`,
 			notify("READY=1")
 			last := &lastBeat{host: h, now: time.Now}
 			a := &agent.Agent{Host: h, Version: version(), Log: h.Log, Alive: func() { notify("WATCHDOG=1") }, Answered: last.note}
-			return a.Run(cmd.Context())
+			// Beside the agent: a mount that hangs must not keep it from reporting.
+			volumes := make(chan struct{})
+			go func() { defer close(volumes); keepVolumes(cmd.Context(), h) }()
+			err = a.Run(cmd.Context())
+			<-volumes
+			return err
 		},
 	}
 }

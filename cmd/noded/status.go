@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/member"
@@ -23,19 +24,20 @@ import (
 
 // report is what `noded status -o json` prints.
 type report struct {
-	Member     *member.Membership `json:"member,omitempty"`   // absent: no member
-	UnderWay   string             `json:"underWay,omitempty"` // an init or join that is not complete
-	Role       *member.Part       `json:"role,omitempty"`     // what the machine remembers; absent: it was given none yet
-	Blank      bool               `json:"blank,omitempty"`    // it was reset, and waits to join again
-	Quarantine string             `json:"quarantine,omitempty"`
-	Units      []unitState        `json:"units"`
-	Masters    []string           `json:"masters,omitempty"` // that the balancer leads to
-	API        apiState           `json:"api"`
-	Machine    *machine.Status    `json:"machine,omitempty"` // as the site has it; absent: not known
-	LastError  string             `json:"lastError,omitempty"`
-	Version    string             `json:"version"`              // of this noded
-	Installed  string             `json:"installed,omitempty"`  // bundle
-	Kubernetes string             `json:"kubernetes,omitempty"` // of the bundle
+	Member     *member.Membership    `json:"member,omitempty"`   // absent: no member
+	UnderWay   string                `json:"underWay,omitempty"` // an init or join that is not complete
+	Role       *member.Part          `json:"role,omitempty"`     // what the machine remembers; absent: it was given none yet
+	Blank      bool                  `json:"blank,omitempty"`    // it was reset, and waits to join again
+	Quarantine string                `json:"quarantine,omitempty"`
+	Units      []unitState           `json:"units"`
+	Masters    []string              `json:"masters,omitempty"` // that the balancer leads to
+	API        apiState              `json:"api"`
+	Machine    *machine.Status       `json:"machine,omitempty"` // as the site has it; absent: not known
+	Brick      *gluster.MachineBrick `json:"brick,omitempty"`   // the same, with the volumes that are mounted
+	LastError  string                `json:"lastError,omitempty"`
+	Version    string                `json:"version"`              // of this noded
+	Installed  string                `json:"installed,omitempty"`  // bundle
+	Kubernetes string                `json:"kubernetes,omitempty"` // of the bundle
 }
 
 type unitState struct {
@@ -123,7 +125,7 @@ func look(ctx context.Context, h *host.Host) (r *report, err error) {
 	if h.Exists(member.Quarantine) {
 		r.Quarantine = member.Quarantine
 	}
-	r.API, r.Machine = ask(ctx, h, r.Member)
+	r.API, r.Machine, r.Brick = ask(ctx, h, r.Member)
 	if text, err := h.Read(lastBeatFile); err == nil {
 		var b beat
 		if json.Unmarshal(text, &b) == nil {
@@ -139,33 +141,36 @@ func look(ctx context.Context, h *host.Host) (r *report, err error) {
 }
 
 // ask asks the API about this machine, as this machine.
-func ask(ctx context.Context, h *host.Host, m *member.Membership) (apiState, *machine.Status) {
+func ask(ctx context.Context, h *host.Host, m *member.Membership) (apiState, *machine.Status, *gluster.MachineBrick) {
 	config, err := member.Connect(h, member.KubeletConf)
 	if err != nil {
-		return apiState{Error: err.Error()}, nil
+		return apiState{Error: err.Error()}, nil, nil
 	}
 	config.Host = "https://" + m.Endpoint
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
-		return apiState{Error: err.Error()}, nil
+		return apiState{Error: err.Error()}, nil, nil
 	}
 	o, err := client.Resource(machine.Resource()).Get(ctx, m.Name, metav1.GetOptions{})
 	var answer apierrors.APIStatus
 	switch {
 	case errors.As(err, &answer):
-		return apiState{Reachable: true, Error: err.Error()}, nil
+		return apiState{Reachable: true, Error: err.Error()}, nil, nil
 	case err != nil:
-		return apiState{Error: "no master answers: " + member.Plain(err)}, nil
+		return apiState{Error: "no master answers: " + member.Plain(err)}, nil, nil
 	}
 	var mc struct{ Status machine.Status }
+	var hands struct {
+		Status struct{ Brick *gluster.MachineBrick } // which the agent knows nothing of
+	}
 	text, err := o.MarshalJSON()
 	if err == nil {
-		err = json.Unmarshal(text, &mc)
+		err = errors.Join(json.Unmarshal(text, &mc), json.Unmarshal(text, &hands))
 	}
 	if err != nil {
-		return apiState{Reachable: true, Error: err.Error()}, nil
+		return apiState{Reachable: true, Error: err.Error()}, nil, nil
 	}
-	return apiState{Reachable: true}, &mc.Status
+	return apiState{Reachable: true}, &mc.Status, hands.Status.Brick
 }
 
 // write is the report for people.
@@ -226,10 +231,40 @@ func (r *report) write(w io.Writer, now time.Time) error {
 		v := r.Machine.Inventory.Versions
 		row("versions", "kubelet %s, containerd %s, Debian %s, Linux %s", orDash(v.Kubelet), orDash(v.Containerd), orDash(v.Debian), orDash(v.Kernel))
 	}
+	if r.Brick != nil {
+		row("brick", "%s", brickWords(r.Brick))
+		for _, m := range r.Brick.Mounts {
+			row("volume "+m.Volume, "%s", mountWords(m))
+		}
+	}
 	if r.LastError != "" && r.LastError != r.API.Error {
 		row("last error", "%s", r.LastError)
 	}
 	return t.Flush()
+}
+
+// brickWords is a brick in a line.
+func brickWords(b *gluster.MachineBrick) string {
+	words := b.Unfit
+	if b.Size > 0 {
+		const gib = 1 << 30
+		size := fmt.Sprintf("%.1f of %.1f GiB free", float64(b.Free)/gib, float64(b.Size)/gib)
+		words = strings.TrimSuffix(size+"; "+words, "; ")
+	}
+	switch {
+	case b.Glusterd != "":
+		words += ", glusterd answers"
+	case b.Unfit == "":
+		words += ", glusterd does not answer"
+	}
+	return words
+}
+
+func mountWords(m gluster.Mount) string {
+	if m.Ready {
+		return "ready"
+	}
+	return "not ready: " + m.Message
 }
 
 // pending is what is still to be done for the machine to be what it was told to be.

@@ -125,14 +125,8 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 	}
 }
 
-// word is the kubeconfig with which the machine speaks: its kubelet's, and of one
-// that was reset what it kept of that.
-func (a *Agent) word() string {
-	if a.Host.Exists(member.KubeletConf) {
-		return member.KubeletConf
-	}
-	return member.AgentConf
-}
+// word is the kubeconfig with which the machine speaks.
+func (a *Agent) word() string { return member.Word(a.Host) }
 
 // hear notes what the site says of this machine, and wakes the duties where that is
 // news. It is heard from two sides, and one may lag behind.

@@ -137,6 +137,15 @@ func save(h *host.Host, file string, from any) error {
 // KubeletConf is the kubeconfig with which a machine speaks as its Node.
 const KubeletConf = "/etc/kubernetes/kubelet.conf"
 
+// Word is the kubeconfig with which a machine speaks: its kubelet's, and of one that
+// was reset what it kept of that.
+func Word(h *host.Host) string {
+	if h.Exists(KubeletConf) {
+		return KubeletConf
+	}
+	return AgentConf
+}
+
 // Where kubeadm and what it starts keep their things.
 const (
 	adminConf   = "/etc/kubernetes/admin.conf"
