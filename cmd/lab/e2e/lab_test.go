@@ -8,7 +8,7 @@
 //	make e2e                 a lab of its own, taken down at the end; one that an
 //	                         earlier run left is taken down first
 //	E2E_KEEP=1 make e2e      leaves it for a look, and takes over one that was left
-//	make e2e-long            the tests of roles that take an hour or two
+//	make e2e-long            the tests of roles and volumes that take hours
 //
 // The tests share the lab, and each leaves it as it found it or larger. None of them
 // knows who is master: ask master and workers.

@@ -8,6 +8,13 @@
 // On a machine itself, probe watch URL CA FILE asks a URL twice a second, and
 // appends a line to a file each time: when it asked, in nanoseconds, and ok, or no
 // and the reason.
+//
+// What it does with the files of a volume stands in files.go:
+//
+//	probe cat FILE
+//	probe write FOLDER COUNT SEED PAUSE
+//	probe read FOLDER
+//	probe verify FOLDER
 package main
 
 import (
@@ -26,9 +33,32 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 5 && os.Args[1] == "watch" {
-		log.Fatal(watch(os.Args[2], os.Args[3], os.Args[4]))
+	if err := run(os.Args[1:]); err != nil {
+		log.Fatal(err)
 	}
+}
+
+func run(args []string) error {
+	verb := ""
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	switch {
+	case verb == "watch" && len(args) == 3:
+		return watch(args[0], args[1], args[2])
+	case verb == "cat" && len(args) == 1:
+		return cat(args[0])
+	case verb == "write" && len(args) == 4:
+		return write(args[0], args[1], args[2], args[3])
+	case verb == "read" && len(args) == 1:
+		return read(args[0])
+	case verb == "verify" && len(args) == 1:
+		return verify(args[0], os.Stdin)
+	}
+	return serve()
+}
+
+func serve() error {
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, os.Getenv("POD"), "on", os.Getenv("NODE"))
 	})
@@ -52,7 +82,7 @@ func main() {
 		}
 		fmt.Fprintln(w, strings.Join(found, "\n"))
 	})
-	log.Fatal(http.ListenAndServe(":8080", nil))
+	return http.ListenAndServe(":8080", nil)
 }
 
 // watch asks until it is killed, over a new connection each time. A second one at
