@@ -307,7 +307,7 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 			args = append(args, "arbiter", "1")
 		}
 		args = append(args, s.Bricks...)
-	case Set:
+	case Set, Rewrite:
 		args = []string{"volume", "set", s.Volume}
 		for _, name := range slices.Sorted(maps.Keys(s.Options)) {
 			args = append(args, name, s.Options[name])
@@ -330,10 +330,11 @@ func (c CLI) Carry(ctx context.Context, s *Step) error {
 		args = append(append([]string{"volume", "remove-brick", s.Volume, "replica", copies}, s.Bricks...), "force")
 	case Mend:
 		// This one prints no XML, whatever it is told: its exit code is its answer.
-		if _, err := c(ctx, "volume", "heal", s.Volume); err != nil {
-			return fmt.Errorf("gluster volume heal: %w", err)
+		out, err := c(ctx, "volume", "heal", s.Volume)
+		if err != nil && ctx.Err() == nil && len(bytes.TrimSpace(out)) > 0 {
+			return &Refusal{Command: "volume heal", Text: strings.Join(strings.Fields(string(out)), " ")}
 		}
-		return nil
+		return err
 	default: // SetAside among them, which is the machine's own
 		return fmt.Errorf("gluster: there is no step %q", s.Do)
 	}

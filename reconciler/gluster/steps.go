@@ -91,6 +91,7 @@ const (
 	Add     Do = "Add"     // bricks: more copies
 	Remove  Do = "Remove"  // bricks: fewer copies; their folders keep what they have
 	Mend    Do = "Mend"    // have the copies catch up now
+	Rewrite Do = "Rewrite" // the files that glusterd gives to clients: an option is set to what it is
 	Stop    Do = "Stop"    // a volume, to delete it
 	Delete  Do = "Delete"  // a volume that is stopped; its bricks keep what they have
 
@@ -376,6 +377,11 @@ func (s Seen) bricks(w Wanted, v Live) (step *Step, holds []*plan.Fault) {
 		return nil, holds // until it is back, or given up
 	case !known:
 		hold(Healing, "it is not known how far the copies are", "")
+		if s.unlisted(v) && s.At.Sub(s.Nudged[v.Name]) >= patience {
+			const option = "network.ping-timeout"
+			return &Step{Do: Rewrite, Volume: w.Name, Options: map[string]string{option: v.Options[option]},
+				Why: "clients are told of fewer bricks than there are: a step failed on one machine only"}, holds
+		}
 		return nil, holds
 	case len(lost) > 0: // the others have things for it, and would for ever
 		step, f := giveUp(w, v, lost, missing, places)
@@ -434,6 +440,14 @@ func (s Seen) down(w Wanted, v Live) (down []LiveBrick, step *Step, holds []*pla
 		}
 	}
 	return down, step, holds
+}
+
+// unlisted reports whether a brick is missing in what the self-heal daemon says: it has
+// another idea of the volume than glusterd.
+func (s Seen) unlisted(v Live) bool {
+	return slices.ContainsFunc(v.Bricks, func(b LiveBrick) bool {
+		return !slices.ContainsFunc(s.Heals[v.Name], func(h Heal) bool { return h.Brick == b.String() })
+	})
 }
 
 // behind is how much the copies that run have to catch up with.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -83,7 +84,8 @@ func (s *Steward) Run(ctx context.Context) {
 }
 
 // mayStand reports whether this machine's glusterd knows the pool: one that belongs
-// to another, or was installed anew, sees no volumes and would make new ones.
+// to another, or was installed anew, sees no volumes and would make new ones. Where
+// there is nothing yet, any may begin.
 func (s *Steward) mayStand(ctx context.Context) bool {
 	own := s.UUID()
 	if own == "" {
@@ -94,7 +96,12 @@ func (s *Steward) mayStand(ctx context.Context) bool {
 		return false
 	}
 	pool, err := getPool(ctx, s.client)
-	return err == nil && (len(pool.Peers) == 0 || slices.ContainsFunc(pool.Peers, func(p PeerStatus) bool { return p.UUID == own }))
+	if err != nil || slices.ContainsFunc(pool.Peers, func(p PeerStatus) bool { return p.UUID == own }) {
+		return err == nil
+	}
+	v, err := look(ctx, s.client, s.now())
+	made := slices.ContainsFunc(slices.Collect(maps.Values(v.volumes)), func(s stored) bool { return s.status.ID != "" })
+	return err == nil && !made && len(pool.Peers) <= 1
 }
 
 // stand waits for the lease and works until it is lost, or nothing succeeds.
@@ -174,6 +181,11 @@ func (s *Steward) now() time.Time {
 // where one was done. An error is one of the API or of glusterd; what holds a volume
 // back is in its status.
 func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
+	if s.client == nil {
+		if s.client, err = s.Connect(); err != nil {
+			return false, err
+		}
+	}
 	if s.nudged == nil {
 		s.forget()
 	}
@@ -252,7 +264,7 @@ func (s *Steward) carry(ctx context.Context, step *Step, seen Seen) error {
 			delete(s.calm, step.Volume)
 		}
 	}
-	if step.Do == Mend {
+	if step.Do == Mend || step.Do == Rewrite {
 		s.nudged[step.Volume] = seen.At
 	}
 	log := s.Log.With("step", step.Do, "volume", step.Volume, "why", step.Why)

@@ -125,6 +125,7 @@ mount --bind "$1/brick" /srv/brick
 mount --bind "$1/lib" /var/lib/glusterd
 mount --bind "$1/log" /var/log/glusterfs
 mount --bind "$1/run" /run
+mount -t tmpfs tmpfs /tmp # glusterd writes there under fixed names
 hostname "$2"
 read ready
 ip link set lo up

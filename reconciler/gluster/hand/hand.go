@@ -233,7 +233,10 @@ func (h *Hand) remember(s *site) error {
 	if err != nil {
 		return err
 	}
-	return h.Host.Write(heardFile, append(text, '\n'), 0o600)
+	if text = append(text, '\n'); h.Host.Same(heardFile, text, 0o600) {
+		return nil // it wears no disk out
+	}
+	return h.Host.Write(heardFile, text, 0o600)
 }
 
 // remembered is nil where there is nothing of use.
