@@ -81,17 +81,7 @@ func supplementalGID(site *plan.Site, v *Volume) int64 {
 	case Homes:
 		return 0
 	case Shared:
-		return groupGID(site, v.Group)
-	}
-	return SharedGID
-}
-
-// groupGID is the gid of the Group that a shared volume names, SharedGID where it
-// names none. As with bricks, the document is the contract.
-func groupGID(site *plan.Site, group string) int64 {
-	spec, _ := site.Objects[groupID(group)].Spec["spec"].(map[string]any)
-	if gid, ok := spec["gid"].(int64); ok {
-		return gid
+		return gidOf(site, v.Group)
 	}
 	return SharedGID
 }
