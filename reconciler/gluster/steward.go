@@ -39,7 +39,7 @@ type Steward struct {
 	// Prepare makes what a volume has in it before it is used, through the mount of this
 	// machine; see package hand.
 	Prepare func(ctx context.Context, volume, id string, placed Placed) (homes int, err error)
-	Every   time.Duration // between two looks; 0 is 3 s
+	Every   time.Duration // between two looks; 0 is 3 s, and 10 s where there was nothing to do for a minute
 	Log     *slog.Logger
 	Now     func() time.Time // nil is time.Now
 
@@ -49,6 +49,8 @@ type Steward struct {
 	refused map[string]Refused
 	told    map[string]string // by volume: phase
 	failed  time.Time         // since when no turn has succeeded
+
+	busy time.Time // when a volume was last otherwise than well
 
 	mu       sync.Mutex
 	prepared map[string]*preparing
@@ -157,9 +159,20 @@ func (s *Steward) work(ctx context.Context) {
 			}
 		}
 		if !acted {
-			pause(ctx, cmp.Or(s.Every, 3*time.Second))
+			pause(ctx, s.rest())
 		}
 	}
+}
+
+// rest is how long the steward waits: each look costs a second of an old PC.
+func (s *Steward) rest() time.Duration {
+	switch {
+	case s.Every != 0:
+		return s.Every
+	case s.now().Sub(s.busy) > time.Minute:
+		return 10 * time.Second
+	}
+	return 3 * time.Second
 }
 
 // forget begins anew: what was seen while another was the steward is not known.
@@ -293,6 +306,9 @@ func (s *Steward) report(ctx context.Context, w Wanted, at stored, seen Seen, ho
 	}
 	if err := s.write(ctx, w.Name, at, next); err != nil {
 		return err
+	}
+	if next.Phase != Started || !next.Prepared {
+		s.busy = seen.At
 	}
 	if before := s.told[w.Name]; before != next.Phase && before != "" {
 		if next.Phase == Degraded || next.Phase == Split || next.Phase == Stopped {

@@ -34,6 +34,7 @@ type Hand struct {
 	told     map[string]bool   // troubles, since all was well
 	disk     task[disk]
 	daemon   task[string]
+	asked    time.Time                 // when glusterd answered last
 	started  time.Time                 // when the daemon's task last started glusterd
 	mounts   map[string]*task[outcome] // by volume: mounting, or taking away
 	leaving  map[string]time.Time      // by volume: since when it is to be taken away
@@ -54,6 +55,10 @@ const (
 	daemonPatience = 20 * time.Second
 	mountPatience  = 15 * time.Second
 )
+
+// askAgain is how long one that answered, and that systemd says is active, is taken to
+// answer.
+const askAgain = time.Minute
 
 // site is what the API says of volumes.
 type site struct {

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // cat prints a file.
@@ -29,40 +31,43 @@ func cat(file string) error {
 // patience is how long one file is tried again before the writer gives up.
 const patience = 5 * time.Minute
 
-// write writes so many small files, one after another, each as a careful program
-// does: under another name, synced, and renamed. What is in them follows from the
-// seed. A line says when a file was acknowledged, in nanoseconds, and ok, its name
-// and its SHA-256; or when it was not, and no and the reason: then it is tried
-// again.
+// writers is how many files are on their way at a time: one alone waits for disks.
+const writers = 8
+
+// write writes so many small files, each as a careful program does: under another
+// name, synced, and renamed. What is in them follows from the seed. A line says when a
+// file was acknowledged, in nanoseconds, and ok, its name and its SHA-256; or when it
+// was not, and no and the reason: then it is tried again.
 func write(folder, count, seed, pause string) error {
 	n, err := strconv.Atoi(count)
 	number, e := strconv.ParseUint(seed, 10, 64)
 	between, er := time.ParseDuration(pause)
-	if err := errors.Join(err, e, er); err != nil {
+	if err := errors.Join(err, e, er, os.MkdirAll(folder, 0o755)); err != nil {
 		return err
 	}
+	var group errgroup.Group
+	group.SetLimit(writers)
 	for i := range n {
-		name := fmt.Sprintf("f-%06d", i)
-		text := content(number, uint64(i))
-		began := time.Now()
-		for {
-			err := put(folder, name, text)
-			if err == nil {
-				break
-			}
-			fmt.Printf("%d no %q\n", time.Now().UnixNano(), err)
-			if time.Since(began) > patience {
-				return fmt.Errorf("%s cannot be written: %w", name, err)
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-		sum := sha256.Sum256(text)
-		if _, err := fmt.Printf("%d ok %s %x\n", time.Now().UnixNano(), name, sum); err != nil {
-			return err
-		}
+		group.Go(func() error { return writeOne(folder, fmt.Sprintf("f-%06d", i), content(number, uint64(i))) })
 		time.Sleep(between)
 	}
-	return nil
+	return group.Wait()
+}
+
+func writeOne(folder, name string, text []byte) error {
+	for began := time.Now(); ; {
+		err := put(folder, name, text)
+		if err == nil {
+			break
+		}
+		fmt.Printf("%d no %q\n", time.Now().UnixNano(), err)
+		if time.Since(began) > patience {
+			return fmt.Errorf("%s cannot be written: %w", name, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	_, err := fmt.Printf("%d ok %s %x\n", time.Now().UnixNano(), name, sha256.Sum256(text))
+	return err
 }
 
 // content is of 1 to 8 KiB.
@@ -77,9 +82,6 @@ func content(seed, file uint64) []byte {
 }
 
 func put(folder, name string, text []byte) error {
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return err
-	}
 	part := filepath.Join(folder, "."+name+".part")
 	f, err := os.Create(part)
 	if err != nil {
