@@ -142,6 +142,9 @@ func odd(p Placement, now []string) Placement {
 	last := len(p.Machines) - 1
 	if len(p.Machines)%2 == 0 && last >= 1 && !slices.Contains(now, p.Machines[last]) {
 		p.Machines, p.Missing = p.Machines[:last], p.Missing+1
+		if slices.Equal(p.Machines, now) {
+			p.Why = ""
+		}
 	}
 	return p
 }
