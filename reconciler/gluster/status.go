@@ -163,6 +163,19 @@ func statusOf(w Wanted, last VolumeStatus, generation int64, seen Seen, holds []
 	return s.ready(last, seen.At)
 }
 
+// words are a status for people.
+func (s VolumeStatus) words() string {
+	switch {
+	case s.Message != "":
+		return s.Message
+	case s.Copies != "":
+		return s.Copies + " copies run"
+	case s.Phase == Removed:
+		return "the pool has it no more; what its bricks hold is still there"
+	}
+	return "it is not made yet"
+}
+
 // aside are the machines that have a former copy of a volume: one that is no brick
 // of it any more.
 func (s Seen) aside(w Wanted, id string) (machines []string) {

@@ -311,11 +311,11 @@ func (s *Steward) report(ctx context.Context, w Wanted, at stored, seen Seen, ho
 		s.busy = seen.At
 	}
 	if before := s.told[w.Name]; before != next.Phase && before != "" {
-		if next.Phase == Degraded || next.Phase == Split || next.Phase == Stopped {
-			s.event(ctx, w.Name, "Warning", next.Phase, cmp.Or(next.Message, "not all copies are there"))
-		} else {
-			s.event(ctx, w.Name, "Normal", next.Phase, next.Copies+" copies")
+		severity := "Normal"
+		if next.Phase == Degraded || next.Phase == Split {
+			severity = "Warning"
 		}
+		s.event(ctx, w.Name, severity, next.Phase, next.words())
 	}
 	s.told[w.Name] = next.Phase
 	return nil

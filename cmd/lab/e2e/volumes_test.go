@@ -891,7 +891,10 @@ func (f *files) acknowledged() int {
 
 func (f *files) await(t *testing.T, within time.Duration, count int) {
 	t.Helper()
+	// It is the machine that waits: to ask it over and over would cost more than the files.
+	const wait = `until [ "$(grep --count ' ok ' "$0")" -ge "$1" ]; do sleep 1; done`
 	await(t, within, fmt.Sprintf("%d files to be written on %s", count, f.machine), func() (string, bool) {
+		_, _, _ = apart(f.machine, "timeout", "20", "sh", "-c", wait, f.log, strconv.Itoa(count))
 		n := f.acknowledged()
 		return fmt.Sprint(n), n >= count
 	})
