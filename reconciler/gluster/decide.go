@@ -29,8 +29,9 @@ const kind = "Volume"
 var definition = plan.ID{System: plan.Objects, Kind: "CustomResourceDefinition.apiextensions.k8s.io", Name: "volumes." + plan.Group}
 
 const (
-	silence   = 2 * time.Minute // after which a machine gets no new copy
-	minSilent = 3               // machines: fewer never are too many
+	silence   = 2 * time.Minute  // after which a machine gets no new copy
+	starting  = 10 * time.Minute // that a brick may take to run, on a machine that is there
+	minSilent = 3                // machines: fewer never are too many
 )
 
 // view is all that there is of volumes and bricks at one moment.
@@ -173,7 +174,7 @@ func (v view) candidates(site *plan.Site, d plan.Document[Volume], have stored, 
 		}
 		m := v.machines[name]
 		list = append(list, Candidate{Machine: name, Circuit: b.circuit, Size: m.brick.Size, Out: v.out(name, b),
-			Gone: tooMany == nil && (have.away(name, v.at) > after || !m.heartbeat.IsZero() && v.silent(name, after))})
+			Gone: tooMany == nil && (have.away(name, v.at) > max(after, starting) || !m.heartbeat.IsZero() && v.silent(name, after))})
 	}
 	return list
 }

@@ -31,6 +31,7 @@ type school struct {
 	copies   []string
 	steward  *gluster.Steward
 	kills    map[string]int // by step: how often the steward died over it
+	dead     bool           // it just did
 	stewards int
 }
 
@@ -72,12 +73,12 @@ func (s *school) turn() {
 		s.steward = &gluster.Steward{Machine: m.Name, Connect: func() (dynamic.Interface, error) { return s.client, nil },
 			Gluster: s.deadly(m.CLI()), UUID: func() string { return m.Name }, Log: slog.New(slog.DiscardHandler)}
 	}
+	s.dead = false
 	_, err := s.steward.Turn(s.Context())
-	if err == nil {
-		return
+	if err != nil {
+		s.Logf("%s: %v", s.steward.Machine, err)
 	}
-	s.Logf("%s: %v", s.steward.Machine, err)
-	if _, off := s.room.Machine(s.steward.Machine).Run(s.Context(), "true"); off != nil || errors.Is(err, errKilled) {
+	if _, off := s.room.Machine(s.steward.Machine).Run(s.Context(), "true"); off != nil || s.dead {
 		s.steward = nil
 	}
 }
@@ -97,14 +98,14 @@ func (s *school) deadly(cli gluster.CLI) gluster.CLI {
 			return cli(ctx, args...)
 		}
 		s.kills[line]++
-		switch s.kills[line] {
-		case 1:
-			return nil, errKilled
-		case 2:
-			_, _ = cli(ctx, args...)
-			return nil, errKilled
+		if s.dead = s.kills[line] <= 2; !s.dead {
+			return cli(ctx, args...)
 		}
-		return cli(ctx, args...)
+		s.Logf("the steward dies over gluster %s", line)
+		if s.kills[line] == 2 {
+			_, _ = cli(ctx, args...)
+		}
+		return nil, errKilled
 	}
 }
 

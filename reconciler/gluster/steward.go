@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -67,8 +66,8 @@ type preparing struct {
 
 const (
 	// patienceOfGluster is how long turns may fail before another machine is to try: the
-	// cause may be here.
-	patienceOfGluster = 30 * time.Second
+	// cause may be here. It is as long as gluster itself waits for a lock.
+	patienceOfGluster = 2 * time.Minute
 	prepareAgain      = time.Minute      // even where nothing changed: somebody may have removed a home's folder
 	prepareSoon       = 3 * time.Second  // where it failed
 	tryAgain          = 10 * time.Second // what gluster refused
@@ -139,7 +138,7 @@ func (s *Steward) stand(ctx context.Context) {
 func (s *Steward) work(ctx context.Context) {
 	s.forget()
 	var last string
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && s.UUID() != "" {
 		acted, err := s.Turn(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -234,13 +233,15 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	if err != nil || step == nil || step.Do == SetAside { // which its machine does, and is told in the status
 		return false, err
 	}
-	err = s.carry(ctx, step, seen)
-	if r := (*Refusal)(nil); errors.As(err, &r) {
+	if err := s.remind(ctx, step, seen); err != nil {
+		return false, err
+	}
+	if err := s.carry(ctx, step, seen); err != nil && ctx.Err() == nil {
 		s.Log.Warn("refused", "step", step.Do, "volume", step.Volume, "error", err)
 		s.refused[step.key()] = Refused{Why: err.Error(), Until: s.now().Add(tryAgain)}
 		return false, nil
 	}
-	return err == nil, err
+	return true, ctx.Err()
 }
 
 // remember adds what was seen in earlier turns.
@@ -256,36 +257,38 @@ func (s *Steward) remember(seen *Seen) {
 	seen.Nudged, seen.Calm, seen.Refused = s.nudged, s.calm, s.refused
 }
 
-// carry does a step. The set of copies as it is now is remembered first: whoever comes
+// remind writes down the set of copies as it is before a step changes it: whoever comes
 // after a step that was cut short must know of it.
-func (s *Steward) carry(ctx context.Context, step *Step, seen Seen) error {
-	if v := seen.live(step.Volume); v != nil {
-		o, err := s.client.Resource(Resource()).Get(ctx, step.Volume, metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		at, err := readVolume(o)
-		if err != nil {
-			return err
-		}
-		if eras := Remember(at.status.Eras, *v, step); !reflect.DeepEqual(eras, at.status.Eras) {
-			next := at.status
-			next.Eras = eras
-			if err := s.write(ctx, step.Volume, at, next); err != nil {
-				return err
-			}
-			delete(s.calm, step.Volume)
-		}
+func (s *Steward) remind(ctx context.Context, step *Step, seen Seen) error {
+	v := seen.live(step.Volume)
+	if v == nil {
+		return nil
 	}
+	o, err := s.client.Resource(Resource()).Get(ctx, step.Volume, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	at, err := readVolume(o)
+	if err != nil {
+		return err
+	}
+	next := at.status
+	if next.Eras = Remember(at.status.Eras, *v, step); reflect.DeepEqual(next.Eras, at.status.Eras) {
+		return nil
+	}
+	delete(s.calm, step.Volume)
+	return s.write(ctx, step.Volume, at, next)
+}
+
+// carry does a step.
+func (s *Steward) carry(ctx context.Context, step *Step, seen Seen) error {
 	if step.Do == Mend || step.Do == Rewrite {
 		s.nudged[step.Volume] = seen.At
 	}
-	log := s.Log.With("step", step.Do, "volume", step.Volume, "why", step.Why)
-	err := s.Gluster.Carry(ctx, step)
-	if err != nil {
+	if err := s.Gluster.Carry(ctx, step); err != nil {
 		return fmt.Errorf("%s %s: %w", strings.ToLower(string(step.Do)), cmp.Or(step.Volume, step.Address), err)
 	}
-	log.Info("done")
+	s.Log.Info("done", "step", step.Do, "volume", step.Volume, "why", step.Why)
 	if step.Volume != "" && step.Do != Mend {
 		s.event(ctx, step.Volume, "Normal", string(step.Do), step.Why)
 	}
@@ -304,7 +307,11 @@ func (s *Steward) report(ctx context.Context, w Wanted, at stored, seen Seen, ho
 	if step != nil && step.Volume == w.Name && step.Do != Mend {
 		next.Step = fmt.Sprintf("%s: %s", step.Do, step.Why)
 	}
-	if err := s.write(ctx, w.Name, at, next); err != nil {
+	err := s.write(ctx, w.Name, at, next)
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+		return nil // its spec was written, or it was deleted: the next turn sees it
+	}
+	if err != nil {
 		return err
 	}
 	if next.Phase != Started || !next.Prepared {
@@ -328,9 +335,6 @@ func (s *Steward) write(ctx context.Context, name string, at stored, next Volume
 		return nil
 	}
 	o, err := s.client.Resource(Resource()).Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil // it was deleted meanwhile
-	}
 	if err != nil {
 		return err
 	}
@@ -341,9 +345,6 @@ func (s *Steward) write(ctx context.Context, name string, at stored, next Volume
 		return err
 	}
 	_, err = s.client.Resource(Resource()).UpdateStatus(ctx, o, metav1.UpdateOptions{FieldManager: steward})
-	if apierrors.IsConflict(err) { // its spec was written: the next turn sees it
-		return nil
-	}
 	return err
 }
 

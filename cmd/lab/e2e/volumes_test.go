@@ -211,83 +211,104 @@ func testDeleted(t *testing.T, machines []string, file, hello string) {
 	}
 }
 
-// TestVolumeDeath: a machine with a copy vanishes while files are written. It comes
-// back and catches up; it vanishes again and is replaced; it comes back to what was
-// replaced. Nothing that was acknowledged is lost, and every copy has all of it.
+// TestVolumeDeath: a machine with a copy vanishes while 20,000 files are written. It
+// comes back and catches up; nothing that was acknowledged is lost, and every copy has
+// all of it.
 func TestVolumeDeath(t *testing.T) {
-	long(t)
-	defer volumeTest(t)()
-	both := map[string]int{"homes": 3, "shared": 3}
-	commitVolumes(t, "volumes", "2m", nil, volumeOf("homes", 3), volumeOf("shared", 3))
-	awaitVolumes(t, mounted, both)
-	copies := holders(t, "shared")
-	from := others(t, copies)[0]
-	victim := copies[len(copies)-1]
-	for _, w := range workers(t, 0) {
-		if slices.Contains(copies, w) { // so that no master is replaced on the way
-			victim = w
-		}
-	}
-	t.Logf("%s writes, and %s dies; the copies are on %v", from, victim, copies)
-	r := theRoom(t)
-	vanish := func() {
-		t.Helper()
-		if err := r.Cut(t.Context(), victim); err != nil { // or its kernel would tell all who have a connection
-			t.Fatal(err)
-		}
-		cutPower(t, victim)
-	}
-	list := map[string]string{"first": startFiles(t, from, "first", 200, 0).all(t, healing)}
-	reads := startReads(t, from, "first")
-
-	many := startFiles(t, from, "many", 20000, 0)
+	d := startDeath(t)
+	many := startFiles(t, d.from, "many", 20000, 0)
 	many.await(t, 20*time.Minute, 5000)
-	vanish()
+	d.vanish(t)
 	many.await(t, healing, many.acknowledged()+200) // which the dead one has to catch up with
-	power(t, victim)
-	if err := r.Heal(t.Context(), victim); err != nil {
+	power(t, d.victim)
+	if err := theRoom(t).Heal(t.Context(), d.victim); err != nil {
 		t.Fatal(err)
 	}
-	list["many"] = many.all(t, 40*time.Minute)
-	t.Logf("healed %.0f s after the last file", awaitVolumes(t, healing, both).Seconds())
-	verifyCopies(t, "shared", from, list)
+	d.list["many"] = many.all(t, 40*time.Minute)
+	t.Logf("healed %.0f s after the last file", awaitVolumes(t, healing, d.copies).Seconds())
+	d.reads.finish(t)
+	verifyCopies(t, "shared", d.from, d.list)
+}
 
-	more := startFiles(t, from, "more", 5000, 50*time.Millisecond) // goes on while the copy is replaced
-	more.await(t, healing, 1250)
+// TestVolumeReplaced: a machine with a copy vanishes while files are written, and is
+// replaced; it comes back to what was replaced.
+func TestVolumeReplaced(t *testing.T) {
+	d := startDeath(t)
+	more := startFiles(t, d.from, "more", 3000, 50*time.Millisecond) // goes on while the copy is replaced
+	more.await(t, healing, 1000)
 	was := map[string]bool{}
-	for name := range both {
-		was[name] = slices.Contains(holders(t, name), victim)
+	for name := range d.copies {
+		was[name] = slices.Contains(holders(t, name), d.victim)
 	}
-	vanish()
+	d.vanish(t)
 	died := time.Now()
-	await(t, 2*time.Minute+healing, victim+" to be replaced, and the copies to be equal", func() (string, bool) {
-		for name, n := range both {
+	await(t, 2*time.Minute+healing, d.victim+" to be replaced, and the copies to be equal", func() (string, bool) {
+		for name, n := range d.copies {
 			v, err := getVolume(name)
-			if err != nil || !v.started(n) || slices.Contains(v.machines(), victim) {
+			if err != nil || !v.started(n) || slices.Contains(v.machines(), d.victim) {
 				return fmt.Sprint(v, err), false
 			}
 		}
 		return "", true
 	})
 	t.Logf("replaced and equal %.0f s after the death: the copies are on %v", time.Since(died).Seconds(), holders(t, "shared"))
-	list["more"] = more.all(t, healing)
+	d.list["more"] = more.all(t, healing)
 	awaitStarted(t, healing, "shared", 3)
-	reads.finish(t)
-	verifyCopies(t, "shared", from, list)
+	d.reads.finish(t)
+	verifyCopies(t, "shared", d.from, d.list)
 
 	calm(t) // switches it on
-	awaitVolumes(t, healing, both)
+	awaitVolumes(t, healing, d.copies)
 	for name, had := range was {
 		if !had {
 			continue
 		}
-		await(t, 5*time.Minute, "what "+victim+" had of "+name+" to be put aside", func() (string, bool) {
-			out, err := exit(victim, "", "ls", "--almost-all", gluster.AsideDir)
+		await(t, 5*time.Minute, "what "+d.victim+" had of "+name+" to be put aside", func() (string, bool) {
+			out, err := exit(d.victim, "", "ls", "--almost-all", gluster.AsideDir)
 			return out, err == nil && strings.Contains(out, name)
 		})
 	}
-	awaitVolumes(t, healing, both)
-	verifyCopies(t, "shared", from, list)
+	awaitVolumes(t, healing, d.copies)
+	verifyCopies(t, "shared", d.from, d.list)
+}
+
+// death is two volumes of three copies, and who is to die.
+type death struct {
+	from, victim string            // who writes, and who dies
+	copies       map[string]int    // by volume
+	list         map[string]string // by folder: the files in it, and their checksums
+	reads        *files
+}
+
+func startDeath(t *testing.T) *death {
+	t.Helper()
+	long(t)
+	t.Cleanup(volumeTest(t))
+	d := &death{copies: map[string]int{"homes": 3, "shared": 3}}
+	commitVolumes(t, "volumes", "2m", nil, volumeOf("homes", 3), volumeOf("shared", 3))
+	awaitVolumes(t, mounted, d.copies)
+	copies := holders(t, "shared")
+	d.from = others(t, copies)[0]
+	d.victim = copies[len(copies)-1]
+	for _, w := range workers(t, 0) {
+		if slices.Contains(copies, w) { // so that no master is replaced on the way
+			d.victim = w
+		}
+	}
+	t.Logf("%s writes, and %s dies; the copies are on %v", d.from, d.victim, copies)
+	d.list = map[string]string{"first": startFiles(t, d.from, "first", 200, 0).all(t, healing)}
+	d.reads = startReads(t, d.from, "first")
+	return d
+}
+
+// vanish cuts the cable before the power: else the dead one's kernel would tell all who
+// have a connection.
+func (d *death) vanish(t *testing.T) {
+	t.Helper()
+	if err := theRoom(t).Cut(t.Context(), d.victim); err != nil {
+		t.Fatal(err)
+	}
+	cutPower(t, d.victim)
 }
 
 // TestVolumeReplicas: a volume that is written to has more copies, and then fewer.
