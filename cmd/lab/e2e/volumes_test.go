@@ -285,13 +285,19 @@ func startDeath(t *testing.T) *death {
 	long(t)
 	t.Cleanup(volumeTest(t))
 	d := &death{copies: map[string]int{"homes": 3, "shared": 3}}
-	commitVolumes(t, "volumes", "2m", nil, volumeOf("homes", 3), volumeOf("shared", 3))
+	// One of the workers dies, so that no master is replaced on the way; and a master
+	// without a copy writes, so that it is not crowned while it does.
+	masters, err := mastersOf()
+	if err != nil || len(masters) == 0 {
+		t.Fatalf("masters %v: %v", masters, err)
+	}
+	d.from = masters[0]
+	bricks := others(t, masters[:1])
+	commitVolumes(t, "volumes", "2m", nil, volumeOf("homes", 3, bricks...), volumeOf("shared", 3, bricks...))
 	awaitVolumes(t, mounted, d.copies)
 	copies := holders(t, "shared")
-	d.from = others(t, copies)[0]
-	d.victim = copies[len(copies)-1]
-	for _, w := range workers(t, 0) {
-		if slices.Contains(copies, w) { // so that no master is replaced on the way
+	for _, w := range workers(t, 1) {
+		if slices.Contains(copies, w) {
 			d.victim = w
 		}
 	}
