@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"cmd/lab/room/site":    {"cmd/lab/room"},
 	"cmd/lab/gitserver":    {},
 	"cmd/lab/glustertest":  {"reconciler/gluster"},
+	"cmd/lab/slapdtest":    {},
 	"cmd/lab/etcdtest":     {"cmd/lab/build", "reconciler/machine/etcd", "reconciler/machine/roles"},
 	"cmd/lab/e2e/probe":    {},
 
