@@ -6,6 +6,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"unicode"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 )
@@ -137,9 +138,12 @@ func (d *directory) checkUser(id plan.ID, at func(string) string, user User) {
 		if a, err := mail.ParseAddress(user.Mail); err != nil || a.Address != user.Mail {
 			f.Field, f.Cause, f.Hint = at("mail"), fmt.Sprintf("%q is not a mail address", user.Mail), "such as anna@school.example"
 			d.Fault(f)
+		} else if !isASCII(user.Mail) {
+			f.Field, f.Cause, f.Hint = at("mail"), fmt.Sprintf("%q holds letters that LDAP cannot keep in a mail address", user.Mail), "write the domain as xn--..."
+			d.Fault(f)
 		}
 	}
-	if user.Shell != "" && (!path.IsAbs(user.Shell) || path.Clean(user.Shell) != user.Shell || strings.ContainsFunc(user.Shell, isControl)) {
+	if user.Shell != "" && (!path.IsAbs(user.Shell) || path.Clean(user.Shell) != user.Shell || strings.ContainsFunc(user.Shell, isControl) || !isASCII(user.Shell)) {
 		f.Field, f.Cause, f.Hint = at("shell"), fmt.Sprintf("%q is not the path of a program", user.Shell), "such as /bin/bash"
 		d.Fault(f)
 	}
@@ -258,6 +262,10 @@ func (d *directory) checkNumber(id plan.ID, field string, n int64) {
 }
 
 func groupID(name string) plan.ID { return plan.ID{System: plan.Directory, Kind: "Group", Name: name} }
+
+func isASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII })
+}
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f || r == 0x85 || r == 0x2028 || r == 0x2029 }
 

@@ -162,8 +162,7 @@ func (m *maker) withhold() {
 			deletes++
 		}
 	}
-	budget := m.site.Spec.Deletes
-	limit := max(5, min(orDefault(budget.Max, 50), budget.Share.Of(all, "30%")))
+	limit := m.site.Spec.Deletes.Limit(all)
 	for _, id := range m.ids() {
 		c := m.changes[id]
 		action := c.Action()

@@ -91,6 +91,11 @@ type Budget struct {
 	Share Percent `json:"share,omitempty"`
 }
 
+// Limit is how many of so many the budget lets go at once, the defaults included.
+func (b Budget) Limit(all int) int {
+	return max(5, min(orDefault(b.Max, 50), b.Share.Of(all, "30%")))
+}
+
 // Suspend stops a site by a commit.
 type Suspend struct {
 	// Reason is shown wherever the site's state is.

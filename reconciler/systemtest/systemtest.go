@@ -23,6 +23,10 @@ type World struct {
 	// is kept up in the other tests.
 	Sites []*plan.Site
 
+	// Within are objects that the last site declares inside of documents, or that
+	// hold what it declares: to take the site away, consent to them is needed, too.
+	Within []plan.ID
+
 	// Snapshot is everything in the world that could be lost or changed, in a
 	// form in which equal worlds are equal.
 	Snapshot func(t *testing.T) string
@@ -144,7 +148,7 @@ func Run(t *testing.T, w World) {
 	})
 
 	t.Run("applied twice is applied once, until nothing of ours is left", func(t *testing.T) {
-		for _, site := range []*plan.Site{without(last), last, without(last)} {
+		for _, site := range []*plan.Site{w.without(last), last, w.without(last)} {
 			deadline := time.Now().Add(time.Minute) // some things take their time to end
 			for {
 				r := &reconciler.Reconciler{Systems: []reconciler.System{w.Open(t)}}
@@ -176,9 +180,12 @@ func Run(t *testing.T, w World) {
 }
 
 // without is a site that declares nothing and consents to everything.
-func without(site *plan.Site) *plan.Site {
+func (w World) without(site *plan.Site) *plan.Site {
 	empty := &plan.Site{Name: site.Name, Commit: site.Commit + "-without", Objects: plan.State{}}
 	for id := range site.Objects {
+		empty.Spec.Confirm = append(empty.Spec.Confirm, id.String())
+	}
+	for _, id := range w.Within {
 		empty.Spec.Confirm = append(empty.Spec.Confirm, id.String())
 	}
 	return empty
