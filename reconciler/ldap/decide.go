@@ -50,7 +50,7 @@ func observed(v *view) plan.State {
 // stay as it is from there.
 func desired(site *plan.Site, v *view, remembers bool) (plan.State, []*plan.Fault) {
 	d := &decision{Report: &plan.Report{}, site: site, view: v, want: plan.State{}, primary: map[string][]string{},
-		leftAlone: map[string]bool{}, declared: map[string]bool{}}
+		leftAlone: map[string]bool{}, declared: map[string]bool{}, kept: map[string]bool{}}
 	groups := plan.Documents[Group](site, plan.Directory, groupKind, d.Report)
 	rosters := plan.Documents[Roster](site, plan.Directory, "Roster", d.Report)
 	if len(d.Faults) > 0 {
@@ -69,8 +69,9 @@ func desired(site *plan.Site, v *view, remembers bool) (plan.State, []*plan.Faul
 	for _, g := range groups {
 		d.group(g)
 	}
-	if len(d.want) > 0 || len(groups)+len(rosters) > 0 {
-		d.tree(remembers)
+	wanted := len(d.want) > 0 || len(groups)+len(rosters) > 0
+	if wanted || v.spec != nil && !d.confirmed(TreeID()) {
+		d.tree(remembers, wanted)
 	}
 	return d.want, d.Faults
 }
@@ -87,7 +88,12 @@ type decision struct {
 	gids      map[int64]string    // the same of groups
 	declared  map[string]bool     // login names that Rosters name
 	leftAlone map[string]bool     // Rosters that are there and name nobody
+	kept      map[string]bool     // login names that stay as they are, though no Roster names them
 	primary   map[string][]string // group -> those whose primary group it is
+}
+
+func (d *decision) confirmed(id plan.ID) bool {
+	return slices.Contains(d.site.Spec.Confirm, id.String())
 }
 
 func (d *decision) index() {
@@ -211,38 +217,58 @@ func handedOver(id plan.ID) string {
 }
 
 // vanished locks those whom no Roster names any more. Who is locked and not wanted
-// stays so, until git confirms that the entry goes.
+// stays so, until git confirms that the entry goes. Where too many vanish at once,
+// that is not meant, and all of them are left as they are.
 func (d *decision) vanished() {
 	var newly []string
 	for _, name := range slices.Sorted(maps.Keys(d.view.users)) {
 		have := d.view.users[name]
 		roster, _ := have.spec["roster"].(string)
-		o := plan.Object{ID: userID(name), Spec: have.spec, Needs: []plan.ID{TreeID()}, Rank: userRank}
 		switch {
-		case d.declared[name]:
-			continue
+		case d.declared[name] || d.confirmed(userID(name)):
 		case d.leftAlone[roster] || d.declaredFolded(name):
-			d.want.Add(o)
-			continue
-		case slices.Contains(d.site.Spec.Confirm, o.ID.String()):
-			continue
+			d.keep(name)
 		case have.spec["disabled"] == nil:
 			newly = append(newly, name)
-			o.Spec = maps.Clone(have.spec)
-			o.Spec["disabled"] = true
-			o.Why = "no Roster names " + name + " any more: the account is locked"
-		}
-		o.Notes = []*plan.Fault{{Code: Vanished, ID: o.ID, Cause: "no Roster names " + name + " any more, and the account is kept locked",
-			Hint: fmt.Sprintf("to remove it, add %s to spec.confirm of the Site; the home is not touched", o.ID)}}
-		d.want.Add(o)
-	}
-	if limit := d.site.Spec.Deletes.Limit(len(d.view.users)); len(newly) > limit {
-		for _, name := range newly {
-			d.Fault(plan.Fault{Code: plan.OverBudget, ID: userID(name),
-				Cause: fmt.Sprintf("the plan locks %d of %d people whom no Roster names any more, and the site allows %d at once", len(newly), len(d.view.users), limit),
-				Hint:  "if that is meant, raise spec.deletes of the Site"})
+		default:
+			d.lock(name)
 		}
 	}
+	limit := d.site.Spec.Deletes.Limit(len(d.view.users))
+	for _, name := range newly {
+		if len(newly) <= limit {
+			d.lock(name)
+			continue
+		}
+		d.keep(name)
+		d.Fault(plan.Fault{Code: plan.OverBudget, ID: userID(name),
+			Cause: fmt.Sprintf("no Roster names it any more, nor %d others of %d people, and the site allows %d to be locked at once", len(newly)-1, len(d.view.users), limit),
+			Hint:  "if that is meant, raise spec.deletes of the Site"})
+	}
+}
+
+// keep leaves a person of ours as the entry is, in the primary group, too.
+func (d *decision) keep(name string) {
+	have := d.view.users[name]
+	d.kept[name] = true
+	d.want.Add(plan.Object{ID: userID(name), Spec: have.spec, Needs: []plan.ID{TreeID()}, Rank: userRank})
+	for group, gid := range d.groups {
+		if have.spec["gidNumber"] == gid {
+			d.primary[group] = append(d.primary[group], name)
+		}
+	}
+}
+
+func (d *decision) lock(name string) {
+	o := plan.Object{ID: userID(name), Spec: d.view.users[name].spec, Needs: []plan.ID{TreeID()}, Rank: userRank}
+	if o.Spec["disabled"] == nil {
+		o.Spec = maps.Clone(o.Spec)
+		o.Spec["disabled"] = true
+		o.Why = "no Roster names " + name + " any more: the account is locked"
+	}
+	o.Notes = []*plan.Fault{{Code: Vanished, ID: o.ID, Cause: "no Roster names it any more, and the account is kept locked",
+		Hint: fmt.Sprintf("to remove it, add %s to spec.confirm of the Site; the home is not touched", o.ID)}}
+	d.want.Add(o)
 }
 
 // declaredFolded reports whether a Roster names a user whom the directory cannot tell
@@ -284,22 +310,20 @@ func (d *decision) group(g plan.Document[Group]) {
 	d.want.Add(plan.Object{ID: g.ID, Spec: spec, Needs: []plan.ID{TreeID()}, Origin: d.site.Objects[g.ID].Origin, Rank: groupRank})
 }
 
-// added are the members of a group that somebody else put there, and those of Rosters
-// that are left alone: they stay where git says nothing of members. Who was there by
-// a Roster and is not any more, who is locked for having vanished, and who does not
-// exist, goes.
+// added are the members of a group that somebody else put there: they stay where git
+// says nothing of members. Who was there by a Roster and is not any more, who is
+// locked for having vanished, and who does not exist, goes.
 func (d *decision) added(group held) (names []string) {
 	members, _ := group.spec["members"].([]any)
 	for _, m := range members {
 		name, _ := m.(string)
 		have, ours := d.view.users[name]
-		roster, _ := have.spec["roster"].(string)
 		_, others := d.view.folded[strings.ToLower(d.view.tree.user(name))]
 		switch {
 		case strings.Contains(name, "="): // a DN from elsewhere
 		case !ours && !others:
 			continue
-		case ours && !d.leftAlone[roster] && (!d.declared[name] || have.spec["gidNumber"] == group.number):
+		case ours && !d.kept[name] && (!d.declared[name] || have.spec["gidNumber"] == group.number):
 			continue
 		}
 		names = append(names, name)
@@ -309,7 +333,7 @@ func (d *decision) added(group held) (names []string) {
 
 // tree is what all of it hangs on. It counts what is there and stays, and so never
 // more than there is: what is to be made is counted when it was seen.
-func (d *decision) tree(remembers bool) {
+func (d *decision) tree(remembers, wanted bool) {
 	users, groups := 0, 0
 	for id := range d.want {
 		if _, ok := d.view.users[id.Name]; ok && id.Kind == userKind {
@@ -328,24 +352,36 @@ func (d *decision) tree(remembers bool) {
 	if d.view.spec != nil {
 		o.Why = "it counts what there is"
 	}
+	if !wanted {
+		o.Notes = []*plan.Fault{{Code: Vanished, ID: o.ID, Cause: "the site has neither people nor groups any more, and the memory of their numbers is kept",
+			Hint: fmt.Sprintf("to remove it, too, add %s to spec.confirm of the Site", o.ID)}}
+	}
 	if n := len(d.view.others); n > 0 {
 		names := strings.Join(d.view.others[:min(n, 5)], "; ")
 		if n > 5 {
 			names += fmt.Sprintf("; and %d more", n-5)
 		}
-		o.Notes = []*plan.Fault{{Code: Foreign, ID: o.ID, Cause: fmt.Sprintf("%d entries are not ours, and are left alone: %s", n, names)}}
+		o.Notes = append(o.Notes, &plan.Fault{Code: Foreign, ID: o.ID, Cause: fmt.Sprintf("entries that are not ours are left alone (%d): %s", n, names)})
 	}
 	d.want.Add(o)
 }
 
 // managed are the login names of a site whose passwords are enforced.
 func managed(site *plan.Site) (names []string) {
-	for _, r := range plan.Documents[Roster](site, plan.Directory, "Roster", &plan.Report{}) {
-		for _, u := range r.Spec.Users {
-			if u.Password != nil && u.Password.Managed != (plan.Secret{}) {
-				names = append(names, u.Name)
+	for _, o := range site.Objects {
+		spec, _ := o.Spec["spec"].(map[string]any)
+		users, _ := spec["users"].([]any)
+		if o.ID.System != plan.Directory || o.ID.Kind != "Roster" {
+			continue
+		}
+		for _, u := range users {
+			user, _ := u.(map[string]any)
+			name, _ := user["name"].(string)
+			if password, _ := user["password"].(map[string]any); password["managed"] != nil {
+				names = append(names, name)
 			}
 		}
 	}
+	slices.Sort(names)
 	return names
 }

@@ -79,8 +79,7 @@ func Start(t testing.TB) *Server {
 	s.write("rfc2307bis.schema", rfc2307bis)
 	s.write("slapd.conf", []byte(strings.NewReplacer("DIR", s.dir, "BASE", Base, "DAEMON", BindDN, "SECRET", Password).Replace(config)))
 	s.Wipe()
-	s.Load(beginning)
-	s.On()
+	s.Begin()
 	t.Cleanup(s.Off)
 	return s
 }
@@ -241,6 +240,15 @@ func (s *Server) Freeze() (undo func()) {
 	if err := process.Signal(syscall.SIGSTOP); err != nil {
 		s.T.Fatal(err)
 	}
+	for { // a signal is not there at once
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", process.Pid))
+		if err != nil {
+			s.T.Fatal(err)
+		}
+		if bytes.Contains(stat, []byte(") T ")) {
+			break
+		}
+	}
 	return func() { _ = process.Signal(syscall.SIGCONT) }
 }
 
@@ -256,6 +264,13 @@ func (s *Server) Wipe() {
 	}
 }
 
+// Begin fills in what is there at the beginning, and starts slapd. The data is empty.
+func (s *Server) Begin() {
+	s.T.Helper()
+	s.Load(beginning)
+	s.On()
+}
+
 // Load puts LDIF into the data. The server is off.
 func (s *Server) Load(ldif string) {
 	s.T.Helper()
@@ -266,15 +281,18 @@ func (s *Server) Load(ldif string) {
 	}
 }
 
+// PID of slapd.
+func (s *Server) PID() string { return fmt.Sprint(s.cmd.Process.Pid) }
+
 // RSS is the memory of slapd in bytes.
 func (s *Server) RSS() (bytes int) {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.cmd.Process.Pid))
+	text, _ := os.ReadFile("/proc/" + s.PID() + "/statm")
 	_, _ = fmt.Sscanf(string(text), "%d %d", new(int), &bytes)
 	return bytes * os.Getpagesize()
 }
 
 func (s *Server) dial() (*goldap.Conn, error) {
-	conn, err := goldap.DialURL(s.URL, goldap.DialWithTLSConfig(s.TLS), goldap.DialWithDialer(&net.Dialer{Timeout: time.Second}))
+	conn, err := goldap.DialURL(s.URL, goldap.DialWithTLSConfig(s.TLS), goldap.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}))
 	if err != nil {
 		return nil, err
 	}
