@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -30,7 +31,7 @@ const (
 
 // observed is what there is of ours.
 func observed(v *view) plan.State {
-	have := plan.State{}
+	have := make(plan.State, len(v.users)+len(v.groups)+1)
 	needs := []plan.ID{TreeID()}
 	for name, u := range v.users {
 		have.Add(plan.Object{ID: userID(name), Spec: u.spec, Needs: needs, Rank: userRank,
@@ -49,7 +50,7 @@ func observed(v *view) plan.State {
 // desired is what a site wants, given what there is. It may take what it wants to
 // stay as it is from there.
 func desired(site *plan.Site, v *view, remembers bool) (plan.State, []*plan.Fault) {
-	d := &decision{Report: &plan.Report{}, site: site, view: v, want: plan.State{}, primary: map[string][]string{},
+	d := &decision{Report: &plan.Report{}, site: site, view: v, want: make(plan.State, len(v.users)+len(v.groups)+1), primary: map[string][]string{},
 		leftAlone: map[string]bool{}, declared: map[string]bool{}, kept: map[string]bool{}}
 	groups := plan.Documents[Group](site, plan.Directory, groupKind, d.Report)
 	rosters := plan.Documents[Roster](site, plan.Directory, "Roster", d.Report)
@@ -132,6 +133,9 @@ func (d *decision) roster(r plan.Document[Roster]) {
 		o.Spec, o.Handle = wantUser(r.ID.Name, gid, u, have, there)
 		if there && have.spec["passwordGeneration"] != nil && have.spec["passwordGeneration"] != o.Spec["passwordGeneration"] {
 			o.Why = fmt.Sprintf("passwordGeneration was raised to %d: the initial password is set again", u.PasswordGeneration)
+		}
+		if reflect.DeepEqual(o.Spec, have.spec) {
+			o.Spec = have.spec // thousands are as they should be: one copy is enough
 		}
 		d.want.Add(o)
 	}

@@ -43,15 +43,19 @@ func newChange(id ID, have, want State) (c Change, ok bool) {
 	h, hasHave := have[id]
 	w, hasWant := want[id]
 	c = Change{ID: id}
+	if hasHave == hasWant && h.Identity == w.Identity && reflect.DeepEqual(h.Spec, w.Spec) {
+		return c, false // most are, and cost nothing then
+	}
+	return differing(c, h, w, hasHave, hasWant)
+}
+
+// differing is a change of which it is known that there is something to do.
+func differing(c Change, h, w Object, hasHave, hasWant bool) (Change, bool) {
 	switch {
-	case !hasHave && !hasWant:
-		return c, false
 	case !hasHave:
 		c.Want, c.Why = &w, "declared in "+place(w)
 	case !hasWant:
 		c.Have, c.Why = &h, "no longer in the site repo"
-	case h.Identity == w.Identity && reflect.DeepEqual(h.Spec, w.Spec):
-		return c, false
 	default:
 		c.Have, c.Want, c.Why = &h, &w, "differs from "+place(w)
 	}
