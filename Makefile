@@ -20,7 +20,7 @@ demo: packages ## from nothing: five PCs become a site, which stays to be tried
 	@go run ./cmd/lab demo
 
 test: packages ## unit and integration tests, with the race detector
-	@.ci/packages $(LAB_PACKAGES) fdisk haproxy glusterfs-server attr
+	@.ci/packages $(LAB_PACKAGES) fdisk haproxy glusterfs-server attr slapd slapd-contrib ldap-utils
 	@go run ./cmd/lab controlplane -- true
 	go test -race -timeout 25m ./...
 
