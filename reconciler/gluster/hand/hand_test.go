@@ -522,6 +522,7 @@ func TestBrick(t *testing.T) {
 	if err := unix.Setxattr(folder, volumeID, []byte("0123456789abcdef"), 0); err != nil {
 		t.Skip("no trusted attributes here:", err)
 	}
+	p.put(volFile, "volume management\n    option ping-timeout 0\n    option event-threads 1\nend-volume\n")
 	p.live = `<volume><name>homes</name><id>x</id><bricks><brick><name>10.0.0.1:/srv/brick/homes</name><hostUuid>u9</hostUuid></brick></bricks></volume>`
 	if err := p.round(t.Context()); err == nil || !strings.Contains(err.Error(), "glusterd still has it as a brick") {
 		t.Error(err)
@@ -532,6 +533,9 @@ func TestBrick(t *testing.T) {
 		"holds": []any{map[string]any{"volume": "homes", "id": "30313233-3435-3637-3839-616263646566"}}}
 	if !reflect.DeepEqual(brick, want) || !p.active {
 		t.Errorf("%v", brick)
+	}
+	if text, err := p.Host.Read(volFile); err != nil || !strings.Contains(string(text), "    option ping-timeout 20\n") {
+		t.Errorf("glusterd looks after nobody: %s %v", text, err)
 	}
 	if !p.Host.Exists(gluster.BrickPath("homes")) {
 		t.Fatal("a brick was put aside")
