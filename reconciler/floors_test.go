@@ -45,7 +45,8 @@ var mayImport = map[string][]string{
 	"reconciler/source":                {"reconciler/plan", "schema", "manifests", "reconciler/source/..."},
 	"reconciler/source/tree":           {},
 	"reconciler/source/git":            {"reconciler/plan", "reconciler/source/tree"},
-	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree"},
+	"reconciler/source/sops":           {"reconciler/plan"},
+	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree", "reconciler/source/sops"},
 	"reconciler/source/validate":       {"reconciler/plan", "schema"},
 	"reconciler/machine":               {"reconciler/plan"},
 	"reconciler/machine/roles":         {"reconciler/plan"},                                                                              // pure: who becomes a master

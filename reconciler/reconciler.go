@@ -205,6 +205,11 @@ func (r *Reconciler) applyOne(ctx context.Context, system System, change plan.Ch
 			f = &plan.Fault{Code: Panicked, ID: change.ID, Cause: fmt.Sprint(p)}
 		}
 	}()
+	if change.Want != nil {
+		if f := change.Want.Sealed(); f != nil {
+			return f // what is encrypted still is no value to give to anybody
+		}
+	}
 	err := system.Apply(ctx, change)
 	if err == nil {
 		r.log().Info("applied", "id", change.ID, "action", change.Action(), "why", change.Why)

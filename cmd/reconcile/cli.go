@@ -30,6 +30,13 @@ func newRoot(s streams) *cobra.Command {
 changes the site until they are equal: for ever (no flag), once (--once), or
 not at all (--dry-run prints the plan).
 
+What SOPS encrypted in the repo is opened with the age key in the folder of
+--credentials, a file age.agekey (any *.agekey). To make one:
+  age-keygen -o age.agekey        prints the public side, age1...
+  sops encrypt --in-place --age age1... \
+    --encrypted-regex '^(data|stringData|initial|managed)$' FILE
+--dry-run and the verbs do without the key: what is encrypted stays so.
+
 Exit codes of --dry-run: 0 nothing to change, 1 changes pending, 2 an error.
 Exit codes of --once: 0 converged, 1 changes remain or wait, 2 an error.`,
 		Example: `  reconcile --repo https://git.school.example/site.git --credentials /etc/kingmaker/git
@@ -96,6 +103,6 @@ func repo(cmd *cobra.Command, f *flags) {
 	own := cmd.Flags()
 	own.StringVar(&f.branch, "branch", "main", "branch of the site repo")
 	own.StringVar(&f.path, "path", "", "folder of the site in the repo")
-	own.StringVar(&f.credentials, "credentials", "", "folder with files username, password, bearerToken, identity, known_hosts, ca.crt")
+	own.StringVar(&f.credentials, "credentials", "", "folder with files username, password, bearerToken, identity, known_hosts, ca.crt; webhook-secret; age.agekey for what SOPS encrypted")
 	own.StringVar(&f.cache, "cache", "", "folder for what was fetched (default: the user's cache folder)")
 }

@@ -22,7 +22,7 @@ func daemon(ctx context.Context, f *flags, s streams) error {
 	// that: collect early rather than hold twice as much as is needed.
 	debug.SetGCPercent(50)
 
-	src, err := openSource(f, "", func(warnings []*plan.Fault) {
+	src, err := openSource(f, "", false, func(warnings []*plan.Fault) {
 		for _, w := range warnings {
 			log.Warn("the site repo", "code", w.Code, "warning", w.Error())
 		}

@@ -19,7 +19,7 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 	if err != nil {
 		return err
 	}
-	site, err := readSite(ctx, f, s, "")
+	site, err := readSite(ctx, f, s, "", true)
 	if err != nil {
 		return err
 	}
@@ -28,7 +28,7 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 	case f.offline:
 		systems = recordedSystems(plan.State{})
 	case f.against != "":
-		before, err := readSite(ctx, f, s, f.against)
+		before, err := readSite(ctx, f, s, f.against, true)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ func once(ctx context.Context, f *flags, s streams) error {
 	if err != nil {
 		return err
 	}
-	site, err := readSite(ctx, f, s, "")
+	site, err := readSite(ctx, f, s, "", false)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func siteOf(ctx context.Context, f *flags, s streams, args []string) (*plan.Site
 	if f.repo = "."; len(args) > 0 {
 		f.repo = args[0]
 	}
-	return readSite(ctx, f, s, "")
+	return readSite(ctx, f, s, "", true)
 }
 
 // census counts what a site declares, by system.

@@ -22,6 +22,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/source"
 	"github.com/kingmaker-io/kingmaker/reconciler/source/git"
 	"github.com/kingmaker-io/kingmaker/reconciler/source/render"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/sops"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -59,8 +60,9 @@ func noteUnmanaged(w io.Writer, site *plan.Site) {
 }
 
 // openSource is the site repo of the command line. A revision, where there is
-// one, stands in for the branch.
-func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.Source, error) {
+// one, stands in for the branch. Sealed lets it be read without the key of what
+// is encrypted in it: by whoever will not apply it.
+func openSource(f *flags, revision string, sealed bool, warn func([]*plan.Fault)) (*source.Source, error) {
 	if f.repo == "" {
 		return nil, errors.New("--repo is missing: say where the site repo is, a URL or a folder")
 	}
@@ -90,7 +92,7 @@ func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.So
 	}
 	return source.New(source.Options{
 		Repository: repository,
-		Renderer:   render.New(render.Options{}),
+		Renderer:   render.New(render.Options{Keys: keys(f), Sealed: sealed}),
 		Path:       f.path,
 		Platform:   manifests.Files(),
 		Images:     manifests.Images(version()),
@@ -102,9 +104,19 @@ func openSource(f *flags, revision string, warn func([]*plan.Fault)) (*source.So
 	})
 }
 
-// readSite is the newest site of the repo, or the one as of a revision.
-func readSite(ctx context.Context, f *flags, s streams, revision string) (*plan.Site, error) {
-	src, err := openSource(f, revision, warner(s.err))
+// keys are those in the folder of --credentials, as it is then: a Secret that is
+// mounted there may change.
+func keys(f *flags) func() (sops.Keys, error) {
+	if f.credentials == "" {
+		return nil
+	}
+	return func() (sops.Keys, error) { return sops.LoadKeys(f.credentials) }
+}
+
+// readSite is the newest site of the repo, or the one as of a revision; see
+// openSource.
+func readSite(ctx context.Context, f *flags, s streams, revision string, sealed bool) (*plan.Site, error) {
+	src, err := openSource(f, revision, sealed, warner(s.err))
 	if err != nil {
 		return nil, err
 	}

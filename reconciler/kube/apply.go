@@ -29,6 +29,14 @@ const (
 
 // Apply carries out one change.
 func (s *System) Apply(ctx context.Context, c plan.Change) error {
+	err := s.apply(ctx, c)
+	if f, ok := err.(*plan.Fault); ok {
+		return hush(f, c.Want, c.Have)
+	}
+	return err
+}
+
+func (s *System) apply(ctx context.Context, c plan.Change) error {
 	kind := kindOf(c.ID)
 	mapping, err := s.mapping(kind)
 	if meta.IsNoMatchError(err) {

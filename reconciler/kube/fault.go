@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
@@ -59,6 +60,22 @@ func fault(id plan.ID, err error) *plan.Fault {
 		f.Cause = f.Cause[:600] + "…"
 	}
 	return f
+}
+
+// hush takes away what the server says of objects with secrets outside the data of
+// a Secret: it quotes values.
+func hush(f *plan.Fault, about ...*plan.Object) *plan.Fault {
+	switch f.Code {
+	case Invalid, Denied, Unavailable:
+	default:
+		return f
+	}
+	if f.ID.Kind == "Secret" || !slices.ContainsFunc(about, (*plan.Object).HidesValues) {
+		return f
+	}
+	hushed := *f
+	hushed.Cause = "the server refuses it, or does not answer; what it says is withheld, since the object holds values that are encrypted in git"
+	return &hushed
 }
 
 // secretCause tells what is wrong with a Secret by reason and field only.

@@ -123,7 +123,7 @@ func settle(live *unstructured.Unstructured) map[string]any {
 		}
 		spec["metadata"] = metadata
 	}
-	if spec["kind"] == "Secret" { // only then is a deep copy worth its price
+	if spec["kind"] == "Secret" || plan.IsMarked(spec) { // only then is a deep copy worth its price
 		spec = runtime.DeepCopyJSON(spec)
 		plan.Conceal(spec)
 	}

@@ -479,12 +479,16 @@ func (s *System) Desire(ctx context.Context, site *plan.Site, have plan.State) (
 	faulty := map[string]bool{}
 	want, faults := s.each(ctx, wanted.IDs(), func(id plan.ID) (*plan.Object, *plan.Fault) {
 		o := things.arrange(wanted[id])
-		var f *plan.Fault
+		f := o.Sealed()
+		if f != nil {
+			return nil, f
+		}
 		if at, ok := have[id]; ok && at.Handle.(*live).proven {
 			o.Identity, o.Handle = at.Identity, nil
 			o.Notes = notes(o, at.Handle.(*live).record)
 		} else if o, f = s.judge(ctx, o, have, things); f != nil {
-			return nil, f
+			declared := wanted[id]
+			return nil, hush(f, &declared)
 		}
 		return &o, nil
 	})

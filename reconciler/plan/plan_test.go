@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -427,5 +428,41 @@ func TestIdentify(t *testing.T) {
 		if got != test.want {
 			t.Errorf("got %s, want %s", got, test.want)
 		}
+	}
+}
+
+// TestMarkedSecrets has secrets of a kind that is none go through a cluster and
+// come back: in another order, as numbers, and in an object that git has no more.
+func TestMarkedSecrets(t *testing.T) {
+	want := map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": "a"},
+		"spec": map[string]any{"env": []any{map[string]any{"value": NewSecret("canary")}}, "pin": SecretOf(int64(77010203)), "on": SecretOf(true), "share": SecretOf(0.25)}}
+	MarkSecrets(want)
+	sent := Reveal(want).(map[string]any)
+	spec := sent["spec"].(map[string]any)
+	if spec["pin"] != int64(77010203) || spec["on"] != true || spec["share"] != 0.25 {
+		t.Errorf("sent %v", spec)
+	}
+	spec["env"] = append([]any{map[string]any{"value": "other"}}, spec["env"].([]any)...)
+	Conceal(sent)
+	deleted := Change{ID: ID{Objects, "Pod", "a"}, Have: &Object{Spec: sent}}
+	text := string(deleted.UnifiedDiff())
+	if strings.Contains(text, "canary") || strings.Contains(text, "77010203") || strings.Contains(text, mark(NewSecret("canary"))) || !strings.Contains(text, "other") {
+		t.Errorf("printed\n%s", text)
+	}
+	spec["env"] = spec["env"].([]any)[1:]
+	if !reflect.DeepEqual(sent, want) {
+		t.Errorf("got %#v", sent)
+	}
+	secret := map[string]any{"kind": "Secret", "metadata": map[string]any{}, "data": map[string]any{"a": NewSecret("b")}}
+	if MarkSecrets(secret); IsMarked(secret) {
+		t.Error("a Secret needs no mark")
+	}
+	clear := Change{ID: deleted.ID, Have: &Object{Spec: map[string]any{"a": map[string]any{"b": "canary"}}}, Want: &Object{Spec: map[string]any{"a": NewSecret("x")}}}
+	if text := string(clear.UnifiedDiff()); strings.Contains(text, "canary") {
+		t.Errorf("what becomes a secret shows what it was:\n%s", text)
+	}
+	sealed := Object{Spec: map[string]any{"a": []any{NewSecret("ENC[AES256_GCM,data:")}}}
+	if f := sealed.Sealed(); f == nil || f.Code != SealedValues {
+		t.Errorf("got %v", f)
 	}
 }

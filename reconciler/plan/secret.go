@@ -1,10 +1,16 @@
 package plan
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // masked is all that a Secret ever shows of itself.
@@ -13,10 +19,88 @@ const masked = "(secret)"
 // Secret is a value that cannot be formatted: fmt, encoding/json, text
 // encoders and slog all show "(secret)". It is comparable. Only Value, which is
 // easy to search the sources for, gives the content away.
-type Secret struct{ value string }
+type Secret struct {
+	value string
+	kind  kind
+}
 
-// NewSecret wraps a value.
-func NewSecret(value string) Secret { return Secret{value} }
+// kind is what a Secret was, for Reveal.
+type kind byte
+
+const (
+	isText kind = iota
+	isInt
+	isFloat
+	isBool
+)
+
+// NewSecret wraps a text.
+func NewSecret(value string) Secret { return Secret{value: value} }
+
+// SecretOf wraps a value of a document: text, or a number or bool that Reveal
+// gives back as what it was.
+func SecretOf(value any) Secret {
+	switch v := value.(type) {
+	case string:
+		return NewSecret(v)
+	case int64:
+		return Secret{strconv.FormatInt(v, 10), isInt}
+	case float64:
+		return Secret{strconv.FormatFloat(v, 'g', -1, 64), isFloat}
+	case bool:
+		return Secret{strconv.FormatBool(v), isBool}
+	case Secret:
+		return v
+	}
+	return NewSecret(fmt.Sprint(value))
+}
+
+// sealed begins each value that SOPS encrypted.
+const sealed = "ENC[AES256_GCM,"
+
+// Sealed reports whether the content is encrypted: there was no key for it where
+// the site was read. Nothing is known of it, and it must not be applied.
+func (s Secret) Sealed() bool { return strings.Contains(s.value, sealed) }
+
+// SealedValues is the code of an object of which a part is encrypted, where there
+// is no key to compare or apply it with.
+const SealedValues Code = "Sealed"
+
+// Sealed is the reason why an object can be neither compared nor applied: a part
+// of it is encrypted. Nil where none is.
+func (o Object) Sealed() *Fault {
+	found := false
+	eachSecret(o.Spec, func(s Secret) { found = found || s.Sealed() })
+	if !found {
+		return nil
+	}
+	return &Fault{Code: SealedValues, ID: o.ID, Cause: "its values are encrypted, and there is no key here to compare or apply them with",
+		Hint: "put the site's age key into a file age.agekey in the folder of --credentials"}
+}
+
+// HidesValues reports whether an object holds secrets: then what a system says
+// of it may quote one.
+func (o *Object) HidesValues() (yes bool) {
+	if o != nil {
+		eachSecret(o.Spec, func(Secret) { yes = true })
+	}
+	return yes
+}
+
+func eachSecret(tree any, visit func(Secret)) {
+	switch t := tree.(type) {
+	case map[string]any:
+		for _, value := range t {
+			eachSecret(value, visit)
+		}
+	case []any:
+		for _, value := range t {
+			eachSecret(value, visit)
+		}
+	case Secret:
+		visit(t)
+	}
+}
 
 // Value is the content. It must go to the system that keeps it, and nowhere else.
 func (s Secret) Value() string { return s.value }
@@ -32,10 +116,75 @@ func (Secret) MarshalJSON() ([]byte, error) { return json.Marshal(masked) }
 // of Secrets included.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
+// EncryptedAnnotation marks a Kubernetes object that has secrets outside the data
+// of a Secret: values that stand encrypted in git. Conceal knows them by it in
+// what the cluster has, though it be another order, an older commit, or an object
+// that git has no longer. It holds a short hash of each; whoever may read it may
+// read the values too, and it is never printed.
+const EncryptedAnnotation = Group + "/encrypted"
+
+// MarkSecrets adds EncryptedAnnotation where Conceal would not find the secrets of
+// a Kubernetes object without it. In place.
+func MarkSecrets(document map[string]any) {
+	if document["kind"] == "Secret" {
+		document = maps.Clone(document) // its data need no mark
+		delete(document, "data")
+		delete(document, "stringData")
+	}
+	var marks []string
+	eachSecret(document, func(s Secret) { marks = append(marks, mark(s)) })
+	metadata, ok := document["metadata"].(map[string]any)
+	if len(marks) == 0 || !ok {
+		return
+	}
+	annotations, _ := metadata["annotations"].(map[string]any)
+	if annotations == nil {
+		annotations = map[string]any{}
+		metadata["annotations"] = annotations
+	}
+	slices.Sort(marks)
+	annotations[EncryptedAnnotation] = NewSecret(strings.Join(slices.Compact(marks), ","))
+}
+
+// mark is how a secret is known again.
+func mark(s Secret) string {
+	sum := sha256.Sum256([]byte(s.value))
+	return base64.RawURLEncoding.EncodeToString(sum[:12])
+}
+
+// IsMarked reports whether an object carries EncryptedAnnotation.
+func IsMarked(document map[string]any) bool {
+	metadata, _ := document["metadata"].(map[string]any)
+	annotations, _ := metadata["annotations"].(map[string]any)
+	return annotations[EncryptedAnnotation] != nil
+}
+
+// MayHide reports whether a value of a document may be a secret. Of a site
+// document only what its kind keeps as one may: names, numbers and the like stand
+// in every plan.
+func MayHide(document map[string]any, path []any) bool {
+	if len(path) == 0 {
+		return false
+	}
+	switch path[0] {
+	case "apiVersion", "kind", "metadata":
+		return false
+	}
+	apiVersion, _ := document["apiVersion"].(string)
+	if group, _, _ := strings.Cut(apiVersion, "/"); group != Group || document["kind"] == "Desktop" {
+		return true
+	}
+	return document["kind"] == "Roster" && len(path) == 5 && path[0] == "spec" && path[1] == "users" && path[3] == "password"
+}
+
 // Conceal wraps, in place, the values of a document that nobody may see: the
-// data of a Kubernetes Secret and the password hashes of a Roster. Everything
-// that reads a document from git or from a system passes it through here first.
+// data of a Kubernetes Secret, the password hashes of a Roster, and what
+// MarkSecrets marked. Everything that reads a document from git or from a system
+// passes it through here first.
 func Conceal(document map[string]any) {
+	if IsMarked(document) {
+		concealMarked(document)
+	}
 	switch document["kind"] {
 	case "Secret":
 		concealAll(document["data"])
@@ -56,6 +205,40 @@ func Conceal(document map[string]any) {
 			}
 		}
 	}
+}
+
+func concealMarked(document map[string]any) {
+	annotations := document["metadata"].(map[string]any)["annotations"].(map[string]any)
+	all := SecretOf(annotations[EncryptedAnnotation])
+	annotations[EncryptedAnnotation] = all
+	marks := map[string]bool{}
+	for one := range strings.SplitSeq(all.value, ",") {
+		marks[one] = true
+	}
+	for key, value := range document {
+		if key != "apiVersion" && key != "kind" && key != "metadata" {
+			document[key] = concealMarks(value, marks)
+		}
+	}
+}
+
+// concealMarks wraps the marked values of a tree, in place but for the top.
+func concealMarks(tree any, marks map[string]bool) any {
+	switch t := tree.(type) {
+	case map[string]any:
+		for key, value := range t {
+			t[key] = concealMarks(value, marks)
+		}
+	case []any:
+		for i, value := range t {
+			t[i] = concealMarks(value, marks)
+		}
+	case string, int64, float64, bool:
+		if s := SecretOf(t); marks[mark(s)] {
+			return s
+		}
+	}
+	return tree
 }
 
 func concealAll(values any) {
@@ -88,14 +271,30 @@ func Reveal(tree any) any {
 		}
 		return l
 	case Secret:
-		return t.value
+		return t.reveal()
 	}
 	return tree
+}
+
+func (s Secret) reveal() any {
+	var value any = s.value
+	switch s.kind {
+	case isInt:
+		value, _ = strconv.ParseInt(s.value, 10, 64)
+	case isFloat:
+		value, _ = strconv.ParseFloat(s.value, 64)
+	case isBool:
+		value = s.value == "true"
+	}
+	return value
 }
 
 // maskPair is a copy of two trees for printing side by side. A secret that
 // differs between them shows that it does, and nothing else.
 func maskPair(have, want any) (any, any) {
+	if _, ok := want.(Secret); ok && !reflect.DeepEqual(have, want) {
+		return "(secret, before)", "(secret, after)" // what it was is nobody's affair either
+	}
 	switch h := have.(type) {
 	case map[string]any:
 		w, ok := want.(map[string]any)

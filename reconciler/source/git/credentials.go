@@ -74,11 +74,11 @@ func LoadCredentials(dir string) (Credentials, error) {
 }
 
 // isEmpty reports whether a folder is there and holds no files, but for the
-// kubelet's own and the key of webhooks, which is not ours.
+// kubelet's own, the key of webhooks and age keys, which are not ours.
 func isEmpty(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
-		return !strings.HasPrefix(e.Name(), "..") && e.Name() != "webhook-secret"
+		return !strings.HasPrefix(e.Name(), "..") && e.Name() != "webhook-secret" && filepath.Ext(e.Name()) != ".agekey"
 	})
 }
 

@@ -19,6 +19,8 @@ const (
 	PluginRefused    plan.Code = "PluginRefused"    // helm, or a plugin that runs something
 	BadYAML          plan.Code = "BadYAML"          // a file that is not YAML, or not what Kubernetes objects are made of
 	BadSecret        plan.Code = "BadSecret"        // a value of a Secret that Kubernetes refuses; never quoted
+	EncryptedField   plan.Code = "EncryptedField"   // a field is encrypted that has to be readable
+	NotDecrypted     plan.Code = "NotDecrypted"     // a value is encrypted, and belongs to no encrypted file
 	TooBig           plan.Code = "TooBig"           // more bytes, documents or levels than a unit may have
 	LargeUnit        plan.Code = "LargeUnit"        // a warning: a unit that renders slowly
 	RenderFailed     plan.Code = "RenderFailed"     // kustomize refuses the unit
@@ -30,11 +32,18 @@ const (
 // largeUnit is how many objects kustomize renders in about half a second.
 const largeUnit = 1000
 
-// Warnings names the units that have so many objects that they should be split.
+// Warnings names the units that have so many objects that they should be split,
+// and says once that documents are read without their key.
 func Warnings(documents []Document) []*plan.Fault {
 	count := map[string]int{}
 	var warnings []*plan.Fault
+	sealed, first := 0, ""
 	for _, d := range documents {
+		if d.Sealed {
+			if sealed++; sealed == 1 {
+				first = d.Origin
+			}
+		}
 		if count[d.Unit]++; count[d.Unit] == largeUnit+1 {
 			warnings = append(warnings, &plan.Fault{Code: LargeUnit, Where: d.Unit})
 		}
@@ -42,6 +51,11 @@ func Warnings(documents []Document) []*plan.Fault {
 	for _, w := range warnings {
 		w.Cause = fmt.Sprintf("the unit has %d objects, and kustomize's cost grows with their square", count[w.Where])
 		w.Hint = "split it: without a kustomization.yaml in the root each folder is a unit, and under services each folder is one"
+	}
+	if sealed > 0 {
+		warnings = append(warnings, &plan.Fault{Code: plan.SealedValues, Where: first,
+			Cause: fmt.Sprintf("documents with encrypted values: %d, here first; there is no key, so the values are neither checked nor compared", sealed),
+			Hint:  "with the site's age key in a file age.agekey in the folder of --credentials they are"})
 	}
 	return warnings
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/sops"
 )
 
 // Document is one object that a unit declares.
@@ -26,6 +27,9 @@ type Document struct {
 	// float64, nil and plan.Secret. It is shared with other renders: never
 	// change it.
 	Content map[string]any
+
+	// Sealed documents hold values that are encrypted still; see Options.Sealed.
+	Sealed bool
 }
 
 // Options are the limits of a Renderer. Zero means the default.
@@ -35,6 +39,15 @@ type Options struct {
 	Time      time.Duration // for one unit. Default: 60s
 	Bytes     int64         // that a unit reads, and that it renders to. Default: 64 MiB each
 	Documents int           // that a unit renders to. Default: 100,000
+
+	// Keys are asked for once in each Render; they open what SOPS encrypted.
+	// Nil has none.
+	Keys func() (sops.Keys, error)
+
+	// Sealed lets a site be read by people who have no key at all: encrypted
+	// values stay what they are, as Secrets that nobody can apply. False makes
+	// a fault of each encrypted file for which there is no key.
+	Sealed bool
 
 	// Program is the program of a child: one that calls Child where its
 	// os.Args[0] is ChildName. Default: the running program itself.
@@ -54,8 +67,9 @@ type Renderer struct {
 
 // result is what a unit rendered to.
 type result struct {
-	documents []Document
-	round     int // the last call of Render that asked for it
+	documents []Document   // with all that is encrypted still encrypted
+	encrypted []*sops.File // what it is in
+	round     int          // the last call of Render that asked for it
 }
 
 // rounds is how many calls of Render a result outlives without being asked for:
@@ -83,6 +97,13 @@ func (r *Renderer) Render(ctx context.Context, units []Unit) ([]Document, error)
 	units = slices.Clone(units)
 	slices.SortFunc(units, func(a, b Unit) int { return cmp.Compare(a.Name, b.Name) })
 	round := r.begin()
+	var keys sops.Keys
+	if r.options.Keys != nil {
+		var err error
+		if keys, err = r.options.Keys(); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
@@ -99,7 +120,7 @@ func (r *Renderer) Render(ctx context.Context, units []Unit) ([]Document, error)
 			defer w.stop()
 			for i := range next {
 				var err error
-				if documents[i], faults[i], err = r.unit(ctx, w, units[i], round); err != nil {
+				if documents[i], faults[i], err = r.unit(ctx, w, units[i], round, keys); err != nil {
 					cancel(err) // nothing that the others find can help
 				}
 			}
@@ -134,19 +155,29 @@ func (r *Renderer) begin() int {
 	return r.round
 }
 
-// unit renders one unit, or remembers it. A defect of ours costs the one unit.
-func (r *Renderer) unit(ctx context.Context, w *worker, u Unit, round int) (documents []Document, faults []*plan.Fault, err error) {
+// unit is one unit, opened. A defect of ours costs the one unit.
+func (r *Renderer) unit(ctx context.Context, w *worker, u Unit, round int, keys sops.Keys) (documents []Document, faults []*plan.Fault, err error) {
 	defer func() {
 		if broken := recover(); broken != nil {
 			faults = []*plan.Fault{{Code: RenderCrashed, Where: path.Clean(u.Path), Cause: fmt.Sprintf("the render of unit %s broke down: %v", u.Name, broken)}}
 		}
 	}()
+	documents, encrypted, faults, err := r.closed(ctx, w, u, round)
+	if err != nil || len(encrypted) == 0 {
+		return documents, faults, err
+	}
+	documents, more := r.open(u, documents, encrypted, keys)
+	return documents, append(faults, more...), nil
+}
+
+// closed renders one unit, or remembers it, and leaves encrypted what is.
+func (r *Renderer) closed(ctx context.Context, w *worker, u Unit, round int) (documents []Document, encrypted []*sops.File, faults []*plan.Fault, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	s := scanUnit(u)
 	if s.err != nil {
-		return nil, nil, s.err
+		return nil, nil, nil, s.err
 	}
 	key := s.key(u.Name)
 	if len(s.faults) == 0 {
@@ -157,47 +188,44 @@ func (r *Renderer) unit(ctx context.Context, w *worker, u Unit, round int) (docu
 		}
 		r.mu.Unlock()
 		if old != nil {
-			return old.documents, nil, nil
+			return old.documents, old.encrypted, nil, nil
 		}
 	}
 	q, fault, err := s.request(r.options.Bytes)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if fault != nil {
-		return nil, append(s.faults, fault), nil
+		return nil, nil, append(s.faults, fault), nil
 	}
 	faults = s.faults
 	if len(q.Parts) > 0 || q.InspectOnly {
 		a, fault, err := w.ask(ctx, u, q)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 		if fault != nil {
-			return nil, append(faults, fault), nil
+			return nil, s.encrypted, append(faults, fault), nil
 		}
 		var more []*plan.Fault
-		if documents, more, err = judge(u, a); err != nil {
-			return nil, nil, err
+		if documents, more, err = judge(u, a, s.encrypted); err != nil {
+			return nil, nil, nil, err
 		}
 		faults = append(faults, more...)
 	}
 	if len(faults) > 0 {
-		return documents, faults, nil
+		return documents, s.encrypted, faults, nil
 	}
 	r.mu.Lock()
-	r.cache[key] = &result{documents, round}
+	r.cache[key] = &result{documents, s.encrypted, round}
 	r.mu.Unlock()
-	return documents, nil, nil
+	return documents, s.encrypted, nil, nil
 }
 
 // request loads what the build of a unit reads. Where the scan found faults the
 // files are only inspected, so that theirs are found in the same run.
 func (s *scan) request(limit int64) (*request, *plan.Fault, error) {
-	q := &request{Parts: s.parts, InspectOnly: len(s.faults) > 0}
-	if q.InspectOnly {
-		q.Parts = nil
-	}
+	q := &request{Parts: s.parts}
 	var size, largest int64
 	var name string
 	for at, f := range s.files {
@@ -225,16 +253,23 @@ func (s *scan) request(limit int64) (*request, *plan.Fault, error) {
 		if size += int64(len(content)); size > limit {
 			return nil, tooBig, nil // a plain folder that changes while it is read
 		}
+		if f.text == nil && sops.Looks(content) {
+			content = s.close(at, f.role, content)
+		}
 		q.Files = append(q.Files, file{Path: at, Role: f.role, Content: content, Rewritten: f.text != nil})
 	}
 	slices.SortFunc(q.Files, func(a, b file) int { return cmp.Compare(a.Path, b.Path) })
+	slices.SortFunc(s.encrypted, func(a, b *sops.File) int { return cmp.Compare(a.Path, b.Path) })
+	if len(s.faults) > 0 { // of encrypted files, too
+		q.Parts, q.InspectOnly = nil, true
+	}
 	return q, nil, nil
 }
 
 // judge checks what a child answered: each document is an object, is there
 // once, and has nothing in it that Kubernetes would refuse while quoting a
 // secret. It conceals the secrets.
-func judge(u Unit, a *answer) (documents []Document, faults []*plan.Fault, err error) {
+func judge(u Unit, a *answer, encrypted []*sops.File) (documents []Document, faults []*plan.Fault, err error) {
 	for _, f := range a.Faults {
 		faults = append(faults, &plan.Fault{Code: f.Code, Where: f.Where, Field: f.Field, Cause: f.Cause, Hint: f.Hint})
 	}
@@ -267,7 +302,7 @@ func judge(u Unit, a *answer) (documents []Document, faults []*plan.Fault, err e
 			continue
 		}
 		first[same] = func() string { return where("") }
-		for _, f := range secretFaults(content) {
+		for _, f := range append(secretFaults(content), sealedFaults(content, encrypted)...) {
 			f.ID, f.Where = id, where(f.Field)
 			faults = append(faults, f)
 		}
@@ -292,12 +327,13 @@ func secretFaults(content map[string]any) (faults []*plan.Fault) {
 			faults = append(faults, &plan.Fault{Code: BadSecret, Field: field, Cause: "the field is not a map of names to values"})
 		}
 		for key, value := range values {
-			text, isText := value.(string)
+			text, isText := plan.Reveal(value).(string)
+			kind := sops.TypeOf(text)
 			switch {
 			case value == nil:
-			case !isText:
+			case !isText, kind != "" && kind != "str":
 				bad(field, key, "the value is not text", "put it in quotes")
-			case field == "data" && !strings.HasPrefix(text, "ENC["):
+			case field == "data" && kind == "":
 				if _, err := base64.StdEncoding.DecodeString(text); err != nil {
 					bad(field, key, "the value is not base64", "stringData takes plain text")
 				}

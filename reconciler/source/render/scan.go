@@ -23,6 +23,7 @@ import (
 	k8syaml "sigs.k8s.io/yaml"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/source/sops"
 	"github.com/kingmaker-io/kingmaker/reconciler/source/tree"
 )
 
@@ -71,6 +72,8 @@ type scan struct {
 	stack   []string // folders that are being read, outermost first
 	faults  []*plan.Fault
 	err     error // a file could not be read
+
+	encrypted []*sops.File // of files, found when they are loaded
 }
 
 // folder is a folder with its kustomization, read or made up.
