@@ -125,14 +125,14 @@ mount --bind "$1/brick" /srv/brick
 mount --bind "$1/lib" /var/lib/glusterd
 mount --bind "$1/log" /var/log/glusterfs
 mount --bind "$1/run" /run
-mount -t tmpfs tmpfs /tmp # glusterd writes there under fixed names
 hostname "$2"
 read ready
 ip link set lo up
 ip address add "$3/24" dev eth0
 ip link set eth0 up
 rm -rf /run/gluster*
-glusterd -N --log-level WARNING &
+# It writes into /tmp under fixed names: that is its own.
+unshare --mount bash -c 'mount -t tmpfs tmpfs /tmp && exec glusterd -N --log-level WARNING' &
 sleep infinity &
 while true; do wait -n || true; done
 `
