@@ -225,7 +225,7 @@ func (s *System) Apply(ctx context.Context, c plan.Change) error {
 			return refused(c.ID, err)
 		}
 	}
-	return stale(c.ID, "others write it all the time")
+	return plan.StaleChange(c.ID, "others write it all the time")
 }
 
 func (s *System) try(ctx context.Context, c plan.Change) error {
@@ -242,7 +242,7 @@ func (s *System) try(ctx context.Context, c plan.Change) error {
 	case live == nil && want == nil:
 		return nil
 	case live == nil && c.Have != nil:
-		return stale(c.ID, "it is gone")
+		return plan.StaleChange(c.ID, "it is gone")
 	case live == nil:
 		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": plan.APIVersion, "kind": kind,
 			"metadata": map[string]any{"name": c.ID.Name}, "spec": want}}
@@ -260,7 +260,7 @@ func (s *System) try(ctx context.Context, c plan.Change) error {
 	case reflect.DeepEqual(at.tree, want):
 		return nil
 	case !reflect.DeepEqual(at.tree, specIn(c.Have)):
-		return stale(c.ID, "it changed since it was planned")
+		return plan.StaleChange(c.ID, "it changed since it was planned")
 	}
 	return s.update(ctx, live, want)
 }
@@ -282,7 +282,7 @@ func (s *System) remove(ctx context.Context, c plan.Change, live *unstructured.U
 	}
 	switch {
 	case !reflect.DeepEqual(marked, have):
-		return stale(c.ID, "it changed since it was planned")
+		return plan.StaleChange(c.ID, "it changed since it was planned")
 	case at.status.ID != "" && at.status.Phase != Removed:
 		if !at.spec.Delete {
 			if err := s.update(ctx, live, marked); err != nil {
@@ -307,10 +307,6 @@ func specIn(o *plan.Object) map[string]any {
 	}
 	spec, _ := o.Spec["spec"].(map[string]any)
 	return spec
-}
-
-func stale(id plan.ID, cause string) *plan.Fault {
-	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
 }
 
 // refused turns an error of the API server into a reason that a person can act on.

@@ -98,7 +98,7 @@ func (s *System) create(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 	case err == nil && newRecord(at).proves(want.hash):
 		return nil // applied before
 	case err == nil && !strings.HasPrefix(at.GetAnnotations()[appliedAnnotation], want.hash):
-		return stale(c.ID, "something of that name is there now")
+		return plan.StaleChange(c.ID, "something of that name is there now")
 	case err != nil && !apierrors.IsNotFound(err):
 		return fault(c.ID, err)
 	}
@@ -117,13 +117,13 @@ func (s *System) update(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 		now, err := s.at(mapping, c.ID).Get(ctx, nameOf(c.ID), metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
-			return stale(c.ID, "it is gone")
+			return plan.StaleChange(c.ID, "it is gone")
 		case err != nil:
 			return fault(c.ID, err)
 		case newRecord(now).proves(want.hash):
 			return nil // applied before
 		case changedSince(c, now, version):
-			return stale(c.ID, "it changed since it was planned")
+			return plan.StaleChange(c.ID, "it changed since it was planned")
 		}
 		version = now.GetResourceVersion()
 	}
@@ -134,10 +134,6 @@ func (s *System) update(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 func changedSince(c plan.Change, now *unstructured.Unstructured, version string) bool {
 	planned := settle(&unstructured.Unstructured{Object: c.Have.Spec}) // without our record, if it is shown
 	return now.GetUID() != c.Have.Handle.(*live).uid || now.GetResourceVersion() == version || !reflect.DeepEqual(settle(now), planned)
-}
-
-func stale(id plan.ID, cause string) *plan.Fault {
-	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
 }
 
 // write applies an object and waits until what needs it can go on. A uid and a
@@ -280,7 +276,7 @@ func (s *System) delete(ctx context.Context, mapping *meta.RESTMapping, c plan.C
 		case err != nil:
 			return fault(c.ID, err)
 		case changedSince(c, now, version):
-			return stale(c.ID, "it changed since it was planned")
+			return plan.StaleChange(c.ID, "it changed since it was planned")
 		}
 		version = now.GetResourceVersion()
 	}

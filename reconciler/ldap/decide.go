@@ -132,8 +132,7 @@ func (d *decision) roster(r plan.Document[Roster]) {
 		o := plan.Object{ID: userID(u.Name), Needs: needs, Origin: origin, Rank: userRank}
 		o.Spec, o.Handle = wantUser(r.ID.Name, gid, u, have, there)
 		if initial, ok := o.Handle.(plan.Secret); ok && initial.Sealed() { // a managed one is in the spec, where plan sees it
-			d.Fault(plan.Fault{Code: plan.SealedValues, ID: userID(u.Name), Cause: "the password is encrypted, and there is no key here",
-				Hint: "put the site's age key into a file age.agekey in the folder of --credentials"})
+			d.Fault(*plan.SealedObject(userID(u.Name)))
 			continue
 		}
 		if there && have.spec["passwordGeneration"] != nil && have.spec["passwordGeneration"] != o.Spec["passwordGeneration"] {

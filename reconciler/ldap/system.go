@@ -148,7 +148,7 @@ func (s *System) Apply(ctx context.Context, c plan.Change) (err error) {
 			return refused(c.ID, err)
 		}
 	}
-	return stale(c.ID, err.Error())
+	return plan.StaleChange(c.ID, err.Error())
 }
 
 // applyEntry makes, changes or removes one user or group.
@@ -170,13 +170,13 @@ func (s *System) applyEntry(conn *goldap.Conn, c plan.Change) error {
 	case live == nil && c.Have == nil:
 		return errChanged
 	case live == nil:
-		return stale(c.ID, "it is gone")
+		return plan.StaleChange(c.ID, "it is gone")
 	case c.Want != nil && reflect.DeepEqual(live, c.Want.Spec):
 		return nil
 	case c.Have == nil:
-		return stale(c.ID, "somebody has made one since it was planned")
+		return plan.StaleChange(c.ID, "somebody has made one since it was planned")
 	case !reflect.DeepEqual(live, c.Have.Spec):
-		return stale(c.ID, "it changed since it was planned")
+		return plan.StaleChange(c.ID, "it changed since it was planned")
 	case c.Want == nil:
 		return s.remove(conn, c, k, csn)
 	}
@@ -272,7 +272,7 @@ func (s *System) kindOf(id plan.ID) (k entryKind) {
 // ours passes on what was read of an entry of ours.
 func ours(e *goldap.Entry, mark string, spec map[string]any) (map[string]any, string, error) {
 	if markIn(valuesOf(e, "labeledURI"), mark) == "" {
-		return nil, "", &plan.Fault{Code: plan.Stale, Cause: fmt.Sprintf("the entry %s is not ours", e.DN), Hint: "the next round plans again"}
+		return nil, "", plan.StaleChange(plan.ID{}, fmt.Sprintf("the entry %s is not ours", e.DN))
 	}
 	return spec, first(valuesOf(e, "entryCSN")), nil
 }
@@ -296,7 +296,7 @@ func (s *System) applyTree(ctx context.Context, conn *goldap.Conn, c plan.Change
 		return nil
 	case c.Have != nil && !reflect.DeepEqual(v.spec, c.Have.Spec),
 		c.Have == nil && v.record.id != "" && !reflect.DeepEqual(v.spec["counted"], c.Want.Spec["counted"]):
-		return stale(c.ID, "it changed since it was planned")
+		return plan.StaleChange(c.ID, "it changed since it was planned")
 	case c.Want == nil:
 		return s.fell(ctx, conn)
 	}
@@ -392,10 +392,6 @@ func (s *System) remember(ctx context.Context, id string) error {
 		return fmt.Errorf("remember which directory is the site's: %w", err)
 	}
 	return nil
-}
-
-func stale(id plan.ID, cause string) *plan.Fault {
-	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
 }
 
 // refused turns an error of the server into a reason that a person can act on.

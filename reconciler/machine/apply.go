@@ -45,7 +45,7 @@ func (s *System) Apply(ctx context.Context, c plan.Change) error {
 			return refused(c.ID, err)
 		}
 	}
-	return stale(c.ID, "others write it all the time")
+	return plan.StaleChange(c.ID, "others write it all the time")
 }
 
 func (s *System) try(ctx context.Context, c plan.Change) error {
@@ -103,10 +103,10 @@ func steps(c plan.Change, m *stored, n *node) (steps []step, err error) {
 	}
 	want := specIn(c.Want)
 	if !reflect.DeepEqual(now, specIn(c.Have)) && !reflect.DeepEqual(now, want) {
-		return nil, stale(c.ID, "its Machine changed since it was planned")
+		return nil, plan.StaleChange(c.ID, "its Machine changed since it was planned")
 	}
 	if seen := partOf(n, before); !seen.equal(d.seen) && !seen.equal(d.want) {
-		return nil, stale(c.ID, "its Node changed since it was planned")
+		return nil, plan.StaleChange(c.ID, "its Node changed since it was planned")
 	}
 	grown, after := before, before
 	if n != nil {
@@ -209,7 +209,7 @@ func (s *System) writeNode(ctx context.Context, l live, to step) error {
 	}
 	written, err := s.client.Resource(nodesResource()).Patch(ctx, l.node.name, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager})
 	if apierrors.IsNotFound(err) {
-		return stale(idOf(l.node.name), "its Node is gone")
+		return plan.StaleChange(idOf(l.node.name), "its Node is gone")
 	}
 	if err != nil {
 		return err
@@ -275,10 +275,6 @@ func (s *System) deleteMachine(ctx context.Context, l live) error {
 	}
 	s.machines.deleted(l.machine.name)
 	return nil
-}
-
-func stale(id plan.ID, cause string) *plan.Fault {
-	return &plan.Fault{Code: plan.Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
 }
 
 // refused turns an error of the API server into a reason that a person can act

@@ -18,6 +18,11 @@ type Code string
 // object is no longer what the change was planned for. Planning again helps.
 const Stale Code = "Stale"
 
+// StaleChange is that refusal. The cause says what the live object is instead.
+func StaleChange(id ID, cause string) *Fault {
+	return &Fault{Code: Stale, ID: id, Cause: cause, Hint: "the next round plans again"}
+}
+
 // Fault is one thing that is wrong, or that holds something back, said so that
 // a person can act on it. It is an error; several are joined by go-multierror.
 type Fault struct {

@@ -74,7 +74,12 @@ func (o Object) Sealed() *Fault {
 	if !found {
 		return nil
 	}
-	return &Fault{Code: SealedValues, ID: o.ID, Cause: "its values are encrypted, and there is no key here to compare or apply them with",
+	return SealedObject(o.ID)
+}
+
+// SealedObject is that reason.
+func SealedObject(id ID) *Fault {
+	return &Fault{Code: SealedValues, ID: id, Cause: "its values are encrypted, and there is no key here to compare or apply them with",
 		Hint: "put the site's age key into a file age.agekey in the folder of --credentials"}
 }
 

@@ -46,7 +46,7 @@ const onlyValues = "sops encrypt --encrypted-regex '^(data|stringData|initial|ma
 // that no file can open.
 func sealedFaults(content map[string]any, encrypted []*sops.File) (faults []*plan.Fault) {
 	eachText(content, nil, func(text string, path []any) {
-		if !strings.Contains(text, "ENC[AES256_GCM,") {
+		if !plan.NewSecret(text).Sealed() {
 			return
 		}
 		if !plan.MayHide(content, path) {
