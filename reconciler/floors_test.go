@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"reconciler/source/sops":           {"reconciler/plan"},
 	"reconciler/source/render":         {"reconciler/plan", "reconciler/source/tree", "reconciler/source/sops"},
 	"reconciler/source/validate":       {"reconciler/plan", "schema"},
-	"reconciler/machine":               {"reconciler/plan"},
+	"reconciler/machine":               {"reconciler/plan", "reconciler/plan/apiwrite"},
 	"reconciler/machine/roles":         {"reconciler/plan"},                                                                              // pure: who becomes a master
 	"reconciler/machine/etcd":          {"reconciler/machine/roles"},                                                                     // its membership, as roles see it
 	"reconciler/machine/crown":         {"reconciler/plan", "reconciler/machine", "reconciler/machine/roles", "reconciler/machine/etcd"}, // carries out what roles decide
@@ -56,13 +56,14 @@ var mayImport = map[string][]string{
 	"reconciler/machine/host/hosttest": {"reconciler/machine/host"},
 	"reconciler/machine/member":        {"reconciler/plan", "reconciler/machine", "reconciler/machine/host"},
 	"reconciler/machine/agent":         {"reconciler/plan", "reconciler/machine", "reconciler/machine/host", "reconciler/machine/member"},
-	"reconciler/gluster":               {"reconciler/plan"},
+	"reconciler/gluster":               {"reconciler/plan", "reconciler/plan/apiwrite"},
 	"reconciler/gluster/hand":          {"reconciler/plan", "reconciler/gluster", "reconciler/machine/host"}, // what one machine does about it
 	"reconciler/kube":                  {"reconciler/plan"},
 	"reconciler/ldap":                  {"reconciler/plan"},
 
 	// floor 0: pure
 	"reconciler/plan":          {},
+	"reconciler/plan/apiwrite": {"reconciler/plan"}, // for rooms with objects of their own in the cluster
 	"reconciler/plan/plantest": {"reconciler/plan"},
 
 	// data

@@ -3,7 +3,6 @@ package gluster
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan/apiwrite"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -24,14 +24,8 @@ import (
 // manager is the field manager of what the daemon writes.
 const manager = "kingmaker"
 
-// Codes of what the API server can answer to a change.
-const (
-	Forbidden   plan.Code = "Forbidden"   // we lack a right
-	Denied      plan.Code = "Denied"      // an admission policy refuses it
-	Unavailable plan.Code = "Unavailable" // the server did not answer
-	Invalid     plan.Code = "Invalid"     // the server refuses the content
-	NotWell     plan.Code = "NotWell"     // a volume as declared, and not all of its copies are well
-)
+// NotWell is the code of a volume as declared, of which not all copies are well.
+const NotWell plan.Code = "NotWell"
 
 // Options of a System. Config is required.
 type Options struct {
@@ -204,28 +198,12 @@ func decode(o *unstructured.Unstructured, into any) error {
 	return nil
 }
 
-// attempts is how often a change is begun again because somebody wrote while we
-// did: the steward reports all the time.
-const attempts = 10
-
 // Apply carries out one change. It refuses where the Volume is neither what was
 // planned from nor what is wanted, and writes it only in the version that it has
 // looked at. A volume that exists is deleted in two: the steward is told, and once
 // the pool has it no more its object goes.
 func (s *System) Apply(ctx context.Context, c plan.Change) error {
-	for range attempts {
-		err := s.try(ctx, c)
-		var f *plan.Fault
-		switch {
-		case err == nil:
-			return nil
-		case errors.As(err, &f):
-			return f
-		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err):
-			return refused(c.ID, err)
-		}
-	}
-	return plan.StaleChange(c.ID, "others write it all the time")
+	return apiwrite.Try(c.ID, "volume", func() error { return s.try(ctx, c) })
 }
 
 func (s *System) try(ctx context.Context, c plan.Change) error {
@@ -307,20 +285,6 @@ func specIn(o *plan.Object) map[string]any {
 	}
 	spec, _ := o.Spec["spec"].(map[string]any)
 	return spec
-}
-
-// refused turns an error of the API server into a reason that a person can act on.
-func refused(id plan.ID, err error) *plan.Fault {
-	f := &plan.Fault{Code: Unavailable, ID: id, Cause: strings.Join(strings.Fields(err.Error()), " "), Hint: "the next round tries again"}
-	switch {
-	case strings.Contains(f.Cause, "denied the request") || strings.Contains(f.Cause, "ValidatingAdmissionPolicy"):
-		f.Code, f.Hint = Denied, "change the volume, or the policy that refuses it"
-	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
-		f.Code, f.Hint = Forbidden, "grant the right to the account that reconcile uses"
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		f.Code, f.Hint = Invalid, "correct the volume in the site repo"
-	}
-	return f
 }
 
 // Line is one volume for people.

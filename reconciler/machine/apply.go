@@ -3,49 +3,26 @@ package machine
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
+	"github.com/kingmaker-io/kingmaker/reconciler/plan/apiwrite"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Codes of what the API server can answer to a change.
-const (
-	Forbidden   plan.Code = "Forbidden"   // we lack a right
-	Denied      plan.Code = "Denied"      // an admission policy refuses it
-	Unavailable plan.Code = "Unavailable" // the server did not answer
-	Invalid     plan.Code = "Invalid"     // the server refuses the content
-)
-
-// attempts is how often a change is begun again because somebody wrote while we
-// did: agents and kubelets report all the time.
-const attempts = 10
-
 // Apply carries out one change. It looks at the Machine and the Node as they
 // are, refuses where one is neither what was planned from nor what is wanted,
 // and writes each only in the version that it has looked at.
 func (s *System) Apply(ctx context.Context, c plan.Change) error {
-	for range attempts {
-		err := s.try(ctx, c)
-		var f *plan.Fault
-		switch {
-		case err == nil:
-			s.correct(c)
-			return nil
-		case errors.As(err, &f):
-			return f
-		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err):
-			return refused(c.ID, err)
-		}
+	err := apiwrite.Try(c.ID, "machine", func() error { return s.try(ctx, c) })
+	if err == nil {
+		s.correct(c)
 	}
-	return plan.StaleChange(c.ID, "others write it all the time")
+	return err
 }
 
 func (s *System) try(ctx context.Context, c plan.Change) error {
@@ -275,23 +252,4 @@ func (s *System) deleteMachine(ctx context.Context, l live) error {
 	}
 	s.machines.deleted(l.machine.name)
 	return nil
-}
-
-// refused turns an error of the API server into a reason that a person can act
-// on.
-func refused(id plan.ID, err error) *plan.Fault {
-	f := &plan.Fault{Code: Unavailable, ID: id, Cause: fmt.Sprint(err), Hint: "the next round tries again"}
-	denied := strings.Contains(f.Cause, "denied the request") || strings.Contains(f.Cause, "ValidatingAdmissionPolicy")
-	switch {
-	case denied:
-		f.Code, f.Hint = Denied, "change the machine, or the policy that refuses it"
-	case apierrors.IsForbidden(err):
-		f.Code, f.Hint = Forbidden, "grant the right to the account that reconcile uses"
-	case apierrors.IsUnauthorized(err):
-		f.Code, f.Hint = Forbidden, "the credentials of the kubeconfig are not accepted: renew them"
-	case apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		f.Code, f.Hint = Invalid, "correct the machine in the site repo"
-	}
-	f.Cause = strings.Join(strings.Fields(f.Cause), " ")
-	return f
 }
