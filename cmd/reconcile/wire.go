@@ -162,7 +162,7 @@ func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := gluster.New(gluster.Options{Config: config})
+	volumes, err := gluster.New(config)
 	if err != nil {
 		return nil, err
 	}

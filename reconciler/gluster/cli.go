@@ -279,7 +279,7 @@ func (c CLI) heals(ctx context.Context, v Live, processes []Process) ([]Heal, er
 	for _, b := range v.Bricks {
 		n, known := counts[b.String()]
 		most = max(most, n)
-		if !known || !(Seen{Processes: map[string][]Process{v.Name: processes}}).online(v.Name, b) {
+		if !known || !runs(processes, b) {
 			return c.Heals(ctx, v.Name)
 		}
 		rough = append(rough, Heal{Brick: b.String(), Known: true, Pending: n})

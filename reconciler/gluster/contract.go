@@ -55,6 +55,10 @@ func Resource() schema.GroupVersionResource { return resource("volumes") }
 // PoolResource is where the cluster serves the Pool.
 func PoolResource() schema.GroupVersionResource { return resource("pools") }
 
+// MachineResource is where the cluster serves the Machines, of which status.brick
+// is this room's.
+func MachineResource() schema.GroupVersionResource { return resource("machines") }
+
 func resource(plural string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: plan.Group, Version: "v1alpha1", Resource: plural}
 }

@@ -67,9 +67,7 @@ func (c cluster) addMachine(t *testing.T, n int) {
 	name, now := fmt.Sprintf("pc-%02d", n), time.Now().UTC().Format(time.RFC3339)
 	c.kubectl(t, fmt.Sprintf("apiVersion: kingmaker.dev/v1alpha1\nkind: Machine\nmetadata: {name: %s}\nspec: {address: 10.99.0.%d, role: worker, roleGeneration: 1}\n", name, n), "apply", "-f", "-")
 	status := fmt.Sprintf(`{"status":{"heartbeat":%q,"inventory":{"address":"10.99.0.%d"},"brick":{"heartbeat":%[1]q,"size":%d,"free":900,"glusterd":"u%[2]d"}}}`, now, n, 1000+n)
-	gvr := gluster.Resource()
-	gvr.Resource = "machines"
-	if _, err := c.client.Resource(gvr).Patch(t.Context(), name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := c.client.Resource(gluster.MachineResource()).Patch(t.Context(), name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -87,7 +85,7 @@ func (c cluster) kubectl(t *testing.T, stdin string, args ...string) string {
 
 func (c cluster) open(t *testing.T) *gluster.System {
 	t.Helper()
-	s, err := gluster.New(gluster.Options{Config: c.config})
+	s, err := gluster.New(c.config)
 	if err != nil {
 		t.Fatal(err)
 	}

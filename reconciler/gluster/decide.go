@@ -16,7 +16,6 @@ import (
 
 // Codes of what people should know of a volume.
 const (
-	NotJoined     plan.Code = "NotJoined"     // bricks that are to be had are of machines that did not join yet
 	TooManySilent plan.Code = "TooManySilent" // so many machines are silent that nothing is given up
 	Deleting      plan.Code = "Deleting"      // the pool is to delete it first
 )
@@ -56,8 +55,6 @@ type stored struct {
 type pc struct {
 	address   string // by which the site reaches it; "" is not known yet
 	heartbeat time.Time
-	labels    map[string]any
-	circuit   string
 	noBrick   bool // by git
 	brick     MachineBrick
 }
@@ -66,7 +63,7 @@ type pc struct {
 func observed(v view) plan.State {
 	have := plan.State{}
 	for name, s := range v.volumes {
-		o := plan.Object{ID: about(name), Spec: map[string]any{"spec": s.tree}, Handle: s}
+		o := plan.Object{ID: about(name), Spec: map[string]any{"spec": s.tree}}
 		if s.status.ID != "" {
 			o.Precious = "the files in it"
 			o.Why = "no longer in the site repo"
@@ -126,7 +123,6 @@ func (v view) place(site *plan.Site, d plan.Document[Volume], all map[string]bri
 		placed.Bricks = append(placed.Bricks, PlacedBrick{name, cmp.Or(have.address(name), v.machines[name].address, all[name].address)})
 	}
 	o.Spec = map[string]any{"spec": asStored(placed)}
-	o.Handle = have
 	o.Why = fmt.Sprintf("%d copies (%s)", len(p.Machines), from)
 	if p.Why != "" {
 		o.Why += ": " + p.Why
@@ -191,7 +187,7 @@ func (v view) out(name string, b brick) string {
 		return "has no brick"
 	case m.brick.Unfit != "":
 		return m.brick.Unfit
-	case m.brick.Free*20 < m.brick.Size:
+	case m.brick.full():
 		return "its brick is full"
 	}
 	return ""
@@ -306,14 +302,14 @@ func integer(value any) (int64, bool) {
 	return 0, false
 }
 
-// asStored is a spec as the API server stores it.
-func asStored(p Placed) (tree map[string]any) {
-	data, err := json.Marshal(p)
+// asStored is a spec or a status as the API server stores it.
+func asStored(value any) (tree map[string]any) {
+	data, err := json.Marshal(value)
 	if err == nil {
 		err = utiljson.Unmarshal(data, &tree)
 	}
 	if err != nil {
-		panic(err) // of texts, numbers and lists of them
+		panic(err) // of texts, numbers, times and lists of them
 	}
 	return tree
 }

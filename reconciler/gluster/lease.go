@@ -89,7 +89,7 @@ func (l *lease) Describe() string { return "pool/" + PoolName }
 // readPool is the status of a Pool.
 func readPool(o *unstructured.Unstructured) (PoolStatus, error) {
 	var into struct{ Status PoolStatus }
-	err := decode(o, &into)
+	err := Decode(o, &into)
 	return into.Status, err
 }
 

@@ -159,12 +159,12 @@ func (p *pool) see(steward *box) Seen {
 		}
 		s.Heals[v.Name] = append(s.Heals[v.Name], h)
 	}
-	if !s.IsWhole(v) {
+	if !s.isWhole(v) {
 		delete(p.calm, v.Name)
 	} else if p.calm[v.Name].IsZero() {
 		p.calm[v.Name] = p.at
 	}
-	if since := p.calm[v.Name]; !since.IsZero() && p.at.Sub(since) >= Settling {
+	if since := p.calm[v.Name]; !since.IsZero() && p.at.Sub(since) >= settling {
 		p.wanted.Eras = nil
 	}
 	return s
@@ -222,7 +222,7 @@ func (p *pool) turn() (step *Step, holds []*plan.Fault) {
 	}
 	p.note("%s %s %s %v %d: %s", step.Do, step.Old, step.New, step.Bricks, step.Replicas, step.Why)
 	if p.volume != nil {
-		p.wanted.Eras = Remember(p.wanted.Eras, *p.volume, step)
+		p.wanted.Eras = erasAfter(p.wanted.Eras, *p.volume, step)
 	}
 	if p.rand.IntN(10) == 0 {
 		return step, holds // the steward dies here

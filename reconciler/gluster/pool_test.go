@@ -134,10 +134,8 @@ func (s *school) tellBricks() {
 		}
 		text, _ := json.Marshal(map[string]any{"status": map[string]any{"heartbeat": time.Now().UTC().Format(time.RFC3339), "brick": nil}})
 		full, _ := json.Marshal(map[string]any{"status": map[string]any{"brick": brick}})
-		gvr := gluster.Resource()
-		gvr.Resource = "machines"
 		for _, body := range [][]byte{text, full} { // the first takes away what the second has not
-			if _, err := s.client.Resource(gvr).Patch(s.Context(), m.Name, types.MergePatchType, body, metav1.PatchOptions{}, "status"); err != nil {
+			if _, err := s.client.Resource(gluster.MachineResource()).Patch(s.Context(), m.Name, types.MergePatchType, body, metav1.PatchOptions{}, "status"); err != nil {
 				s.Fatal(err)
 			}
 		}

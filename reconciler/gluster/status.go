@@ -36,7 +36,7 @@ func (v view) wanted() (list []Wanted) {
 // target is a machine's brick of a volume, as its hand reports it.
 func (v view) target(volume, machine, address string) Target {
 	m, known := v.machines[machine]
-	t := Target{Machine: machine, Address: address, Path: BrickPath(volume), Unfit: m.unfit(v.at), Full: m.brick.Size > 0 && m.brick.Free*20 < m.brick.Size}
+	t := Target{Machine: machine, Address: address, Path: BrickPath(volume), Unfit: m.unfit(v.at), Full: m.brick.full()}
 	if !known {
 		t.Unfit = "the site has no such machine"
 	}
@@ -64,6 +64,9 @@ func (m pc) unfit(at time.Time) string {
 	}
 	return ""
 }
+
+// full reports whether so little room is left that what is written fails soon.
+func (b MachineBrick) full() bool { return b.Size > 0 && b.Free*20 < b.Size }
 
 // fill adds to what gluster says what the machines report.
 func (s *Seen) fill(v view, self string) {
@@ -142,7 +145,7 @@ func statusOf(w Wanted, last VolumeStatus, generation int64, seen Seen, holds []
 		s.Bricks = append(s.Bricks, at)
 	}
 	s.Copies = fmt.Sprintf("%d/%d", len(v.Bricks)-down, len(v.Bricks))
-	if since := seen.Calm[w.Name]; !since.IsZero() && seen.At.Sub(since) >= Settling {
+	if seen.settled(w.Name) {
 		s.Eras = nil
 	}
 	missing, extra := difference(w, *v)
@@ -155,7 +158,7 @@ func statusOf(w Wanted, last VolumeStatus, generation int64, seen Seen, holds []
 		s.Phase = Split
 	case down > 0 || len(missing) > len(extra):
 		s.Phase = Degraded
-	case !seen.IsWhole(*v) || len(missing)+len(extra) > 0:
+	case !seen.isWhole(*v) || len(missing)+len(extra) > 0:
 		s.Phase = Catching
 	default:
 		s.Phase = Started

@@ -142,9 +142,9 @@ func must(replicas int) map[string]string {
 // patience is how long a heal is left to itself before it is asked for again.
 const patience = 15 * time.Second
 
-// Settling is how long the copies must have been equal before one of them is
+// settling is how long the copies must have been equal before one of them is
 // touched: a copy that has just begun to catch up may say that there is nothing.
-const Settling = 10 * time.Second
+const settling = 10 * time.Second
 
 // Next is the next step towards the volumes as wanted, nil where there is none now;
 // and what holds back. It is one for the whole pool: gluster does one thing at a
@@ -155,7 +155,7 @@ const Settling = 10 * time.Second
 func Next(wanted []Wanted, seen Seen) (step *Step, holds []*plan.Fault) {
 	wanted = slices.SortedFunc(slices.Values(wanted), func(a, b Wanted) int { return strings.Compare(a.Name, b.Name) })
 	step, holds = seen.pool()
-	if f := seen.refused(step, plan.ID{System: plan.Volumes, Kind: "Pool", Name: PoolName}); f != nil {
+	if f := seen.refused(step, aboutPool()); f != nil {
 		step, holds = nil, append(holds, f)
 	}
 	for _, w := range wanted {
@@ -185,9 +185,11 @@ func about(volume string) plan.ID {
 	return plan.ID{System: plan.Volumes, Kind: "Volume", Name: volume}
 }
 
+func aboutPool() plan.ID { return plan.ID{System: plan.Volumes, Kind: "Pool", Name: PoolName} }
+
 // pool takes the machines of the site into the pool, and others out of it.
 func (s Seen) pool() (step *Step, holds []*plan.Fault) {
-	id := plan.ID{System: plan.Volumes, Kind: "Pool", Name: PoolName}
+	id := aboutPool()
 	ours := map[string]bool{} // UUIDs
 	for _, t := range s.Machines {
 		p := s.peer(t.Address)
@@ -397,7 +399,7 @@ func (s Seen) bricks(w Wanted, v Live) (step *Step, holds []*plan.Fault) {
 		return nil, holds
 	case len(missing)+len(extra) == 0:
 		return nil, holds
-	case s.Calm[v.Name].IsZero() || s.At.Sub(s.Calm[v.Name]) < Settling:
+	case !s.settled(v.Name):
 		hold(Healing, "the copies are equal, and are watched for a moment before one is touched", "")
 		return nil, holds
 	}
@@ -528,10 +530,10 @@ func mostOf(eras [][]string, v Live, without ...LiveBrick) bool {
 	return true
 }
 
-// Remember is the eras of a volume once a step is done: the set of copies as it is
+// erasAfter is the eras of a volume once a step is done: the set of copies as it is
 // before is one, until all copies are equal again. A brick that is emptied in its
 // place is another one from then on.
-func Remember(eras [][]string, v Live, s *Step) [][]string {
+func erasAfter(eras [][]string, v Live, s *Step) [][]string {
 	switch s.Do {
 	case Reset, Replace, Add, Remove:
 	default:
@@ -550,9 +552,15 @@ func Remember(eras [][]string, v Live, s *Step) [][]string {
 	return next
 }
 
-// IsWhole reports whether all copies of a volume run, and none has anything to catch
+// settled reports whether the copies of a volume have been equal for long enough.
+func (s Seen) settled(volume string) bool {
+	since := s.Calm[volume]
+	return !since.IsZero() && s.At.Sub(since) >= settling
+}
+
+// isWhole reports whether all copies of a volume run, and none has anything to catch
 // up with.
-func (s Seen) IsWhole(v Live) bool {
+func (s Seen) isWhole(v Live) bool {
 	pending, split, known := s.behind(v, nil)
 	return v.Started && known && pending == 0 && split == 0 && !slices.ContainsFunc(v.Bricks, func(b LiveBrick) bool { return !s.online(v.Name, b) })
 }
@@ -580,8 +588,10 @@ func texts[T fmt.Stringer](bricks []T) (list []string) {
 }
 
 // online reports whether a brick runs.
-func (s Seen) online(volume string, b LiveBrick) bool {
-	return slices.ContainsFunc(s.Processes[volume], func(p Process) bool { return p.Peer == b.Peer && p.Path == b.Path && p.Online })
+func (s Seen) online(volume string, b LiveBrick) bool { return runs(s.Processes[volume], b) }
+
+func runs(processes []Process, b LiveBrick) bool {
+	return slices.ContainsFunc(processes, func(p Process) bool { return p.Peer == b.Peer && p.Path == b.Path && p.Online })
 }
 
 func (s Seen) peerOf(b LiveBrick) *Peer {

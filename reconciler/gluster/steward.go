@@ -38,18 +38,14 @@ type Steward struct {
 	// Prepare makes what a volume has in it before it is used, through the mount of this
 	// machine; see package hand.
 	Prepare func(ctx context.Context, volume, id string, placed Placed) (homes int, err error)
-	Every   time.Duration // between two looks; 0 is 3 s, and 10 s where there was nothing to do for a minute
 	Log     *slog.Logger
-	Now     func() time.Time // nil is time.Now
 
 	client  dynamic.Interface // of this standing for the lease
 	nudged  map[string]time.Time
 	calm    map[string]time.Time
 	refused map[string]Refused
 	told    map[string]string // by volume: phase
-	failed  time.Time         // since when no turn has succeeded
-
-	busy time.Time // when a volume was last otherwise than well
+	busy    time.Time         // when a volume was last otherwise than well
 
 	mu       sync.Mutex
 	prepared map[string]*preparing
@@ -100,8 +96,8 @@ func (s *Steward) mayStand(ctx context.Context) bool {
 	if err != nil || slices.ContainsFunc(pool.Peers, func(p PeerStatus) bool { return p.UUID == own }) {
 		return err == nil
 	}
-	v, err := look(ctx, s.client, s.now())
-	made := slices.ContainsFunc(slices.Collect(maps.Values(v.volumes)), func(s stored) bool { return s.status.ID != "" })
+	volumes, err := volumesOf(ctx, s.client)
+	made := slices.ContainsFunc(slices.Collect(maps.Values(volumes)), func(s stored) bool { return s.status.ID != "" })
 	return err == nil && !made && len(pool.Peers) <= 1
 }
 
@@ -138,21 +134,22 @@ func (s *Steward) stand(ctx context.Context) {
 func (s *Steward) work(ctx context.Context) {
 	s.forget()
 	var last string
+	var failed time.Time // since when no turn has succeeded
 	for ctx.Err() == nil && s.UUID() != "" {
 		acted, err := s.Turn(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
-			s.failed, last = time.Time{}, ""
+			failed, last = time.Time{}, ""
 		default:
 			if err.Error() != last {
 				last = err.Error()
 				s.Log.Warn("the pool is not as it should be", "error", err)
 			}
-			if s.failed.IsZero() {
-				s.failed = s.now()
-			} else if s.now().Sub(s.failed) > patienceOfGluster {
+			if failed.IsZero() {
+				failed = time.Now()
+			} else if time.Since(failed) > patienceOfGluster {
 				s.Log.Warn("another machine is to try", "error", err)
 				return
 			}
@@ -165,10 +162,7 @@ func (s *Steward) work(ctx context.Context) {
 
 // rest is how long the steward waits: each look costs a second of an old PC.
 func (s *Steward) rest() time.Duration {
-	switch {
-	case s.Every != 0:
-		return s.Every
-	case s.now().Sub(s.busy) > time.Minute:
+	if time.Since(s.busy) > time.Minute { // nothing was to be done
 		return 10 * time.Second
 	}
 	return 3 * time.Second
@@ -176,17 +170,10 @@ func (s *Steward) rest() time.Duration {
 
 // forget begins anew: what was seen while another was the steward is not known.
 func (s *Steward) forget() {
-	s.nudged, s.calm, s.refused, s.told, s.failed = map[string]time.Time{}, map[string]time.Time{}, map[string]Refused{}, map[string]string{}, time.Time{}
+	s.nudged, s.calm, s.refused, s.told = map[string]time.Time{}, map[string]time.Time{}, map[string]Refused{}, map[string]string{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.prepared = map[string]*preparing{}
-}
-
-func (s *Steward) now() time.Time {
-	if s.Now != nil {
-		return s.Now()
-	}
-	return time.Now()
 }
 
 // Turn is one look, what there is to say of it, and at most one step; acted is true
@@ -201,7 +188,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	if s.nudged == nil {
 		s.forget()
 	}
-	v, err := look(ctx, s.client, s.now())
+	v, err := look(ctx, s.client)
 	if err != nil || v.unserved {
 		return false, err
 	}
@@ -238,7 +225,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	}
 	if err := s.carry(ctx, step, seen); err != nil && ctx.Err() == nil {
 		s.Log.Warn("refused", "step", step.Do, "volume", step.Volume, "error", err)
-		s.refused[step.key()] = Refused{Why: err.Error(), Until: s.now().Add(tryAgain)}
+		s.refused[step.key()] = Refused{Why: err.Error(), Until: time.Now().Add(tryAgain)}
 		return false, nil
 	}
 	return true, ctx.Err()
@@ -248,7 +235,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 func (s *Steward) remember(seen *Seen) {
 	for _, v := range seen.Volumes {
 		switch {
-		case !seen.IsWhole(v):
+		case !seen.isWhole(v):
 			delete(s.calm, v.Name)
 		case s.calm[v.Name].IsZero():
 			s.calm[v.Name] = seen.At
@@ -273,11 +260,11 @@ func (s *Steward) remind(ctx context.Context, step *Step, seen Seen) error {
 		return err
 	}
 	next := at.status
-	if next.Eras = Remember(at.status.Eras, *v, step); reflect.DeepEqual(next.Eras, at.status.Eras) {
+	if next.Eras = erasAfter(at.status.Eras, *v, step); reflect.DeepEqual(next.Eras, at.status.Eras) {
 		return nil
 	}
 	delete(s.calm, step.Volume)
-	return s.write(ctx, step.Volume, at, next)
+	return s.put(ctx, o, next)
 }
 
 // carry does a step.
@@ -331,20 +318,23 @@ func (s *Steward) report(ctx context.Context, w Wanted, at stored, seen Seen, ho
 // write puts a status in the place of the one that was read, in no other version: two
 // stewards, of which one does not know yet that it is none any more, do not mix.
 func (s *Steward) write(ctx context.Context, name string, at stored, next VolumeStatus) error {
-	if reflect.DeepEqual(normal(at.status), normal(next)) {
+	if normal(at.status) == normal(next) {
 		return nil
 	}
 	o, err := s.client.Resource(Resource()).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}
-	if now, err := readVolume(o); err != nil || !reflect.DeepEqual(normal(now.status), normal(at.status)) {
+	if now, err := readVolume(o); err != nil || normal(now.status) != normal(at.status) {
 		return cmp.Or(err, fmt.Errorf("another steward writes the status of %s", name))
 	}
-	if err := put(o, "status", next); err != nil {
-		return err
-	}
-	_, err = s.client.Resource(Resource()).UpdateStatus(ctx, o, metav1.UpdateOptions{FieldManager: steward})
+	return s.put(ctx, o, next)
+}
+
+// put writes the status of an object in the version in which it was read.
+func (s *Steward) put(ctx context.Context, o *unstructured.Unstructured, next VolumeStatus) error {
+	o.Object["status"] = asStored(next)
+	_, err := s.client.Resource(Resource()).UpdateStatus(ctx, o, metav1.UpdateOptions{FieldManager: steward})
 	return err
 }
 
@@ -352,17 +342,6 @@ func (s *Steward) write(ctx context.Context, name string, at stored, next Volume
 func normal(status any) string {
 	text, _ := json.Marshal(status)
 	return string(text)
-}
-
-// put sets a field of an object.
-func put(o *unstructured.Unstructured, field string, value any) error {
-	var tree map[string]any
-	text, err := json.Marshal(value)
-	if err == nil {
-		err = json.Unmarshal(text, &tree)
-	}
-	o.Object[field] = tree
-	return err
 }
 
 // reportPool writes what is seen of the pool, where it changed.
@@ -415,7 +394,7 @@ func (s *Steward) prepare(ctx context.Context, w Wanted, at stored, seen Seen) p
 			homes, err := s.Prepare(ctx, w.Name, v.ID, at.spec)
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			*p = preparing{preparation{done: err == nil || homes > 0, homes: homes, err: err}, v.ID, at.spec, s.now(), false}
+			*p = preparing{preparation{done: err == nil || homes > 0, homes: homes, err: err}, v.ID, at.spec, time.Now(), false}
 		}()
 	}
 	if p.id != v.ID {
@@ -426,7 +405,7 @@ func (s *Steward) prepare(ctx context.Context, w Wanted, at stored, seen Seen) p
 
 // event tells people. That it could not be told is no reason not to go on.
 func (s *Steward) event(ctx context.Context, volume, severity, reason, message string) {
-	now := s.now().UTC().Format(time.RFC3339)
+	now := time.Now().UTC().Format(time.RFC3339)
 	o := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "Event", "metadata": map[string]any{"generateName": volume + ".", "namespace": "default"},
 		"involvedObject": map[string]any{"apiVersion": plan.APIVersion, "kind": kind, "name": volume},

@@ -27,12 +27,6 @@ const manager = "kingmaker"
 // NotWell is the code of a volume as declared, of which not all copies are well.
 const NotWell plan.Code = "NotWell"
 
-// Options of a System. Config is required.
-type Options struct {
-	Config *rest.Config
-	Now    func() time.Time // nil is time.Now
-}
-
 // System is the system of volumes: those that git declares against those of the
 // cluster, which the steward of the pool makes real. Make one with New.
 //
@@ -43,7 +37,6 @@ type Options struct {
 // A site whose cluster is somebody else's (spec.kubernetes.managed: false) has and
 // wants nothing here.
 type System struct {
-	Options
 	client dynamic.Interface
 	seen   view // by the last Observe
 
@@ -52,17 +45,14 @@ type System struct {
 }
 
 // New makes a System for a cluster, without asking it anything yet.
-func New(o Options) (*System, error) {
-	config := rest.CopyConfig(o.Config)
+func New(config *rest.Config) (*System, error) {
+	config = rest.CopyConfig(config)
 	config.QPS = -1 // the server's priority and fairness decides, not a guess of ours
-	if o.Now == nil {
-		o.Now = time.Now
-	}
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the cluster: %w", err)
 	}
-	return &System{Options: o, client: client}, nil
+	return &System{client: client}, nil
 }
 
 // Name is plan.Volumes.
@@ -74,7 +64,7 @@ func (s *System) Observe(ctx context.Context, site *plan.Site) (plan.State, erro
 	if !site.Spec.Kubernetes.IsManaged() {
 		return plan.State{}, nil
 	}
-	v, err := look(ctx, s.client, s.Now())
+	v, err := look(ctx, s.client)
 	if err != nil {
 		return nil, err
 	}
@@ -111,20 +101,13 @@ func (s *System) Examine(_ context.Context, site *plan.Site) (unwell []*plan.Fau
 }
 
 // look is what there is now.
-func look(ctx context.Context, client dynamic.Interface, now time.Time) (v view, err error) {
-	v = view{at: now, volumes: map[string]stored{}, machines: map[string]pc{}}
-	err = each(ctx, client, Resource(), func(o *unstructured.Unstructured) error {
-		s, err := readVolume(o)
-		v.volumes[o.GetName()] = s
-		return err
-	})
-	if apierrors.IsNotFound(err) {
-		v.unserved, err = true, nil
+func look(ctx context.Context, client dynamic.Interface) (v view, err error) {
+	v = view{at: time.Now(), machines: map[string]pc{}}
+	if v.volumes, err = volumesOf(ctx, client); err != nil {
+		return v, err
 	}
-	if err != nil {
-		return v, fmt.Errorf("list volumes: %w", err)
-	}
-	err = each(ctx, client, resource("machines"), func(o *unstructured.Unstructured) error {
+	v.unserved = v.volumes == nil
+	err = each(ctx, client, MachineResource(), func(o *unstructured.Unstructured) error {
 		m, err := readMachine(o)
 		v.machines[o.GetName()] = m
 		return err
@@ -133,6 +116,23 @@ func look(ctx context.Context, client dynamic.Interface, now time.Time) (v view,
 		return v, fmt.Errorf("list machines: %w", err)
 	}
 	return v, nil
+}
+
+// volumesOf are all Volumes of the cluster; nil where it does not serve the kind.
+func volumesOf(ctx context.Context, client dynamic.Interface) (map[string]stored, error) {
+	volumes := map[string]stored{}
+	err := each(ctx, client, Resource(), func(o *unstructured.Unstructured) error {
+		s, err := readVolume(o)
+		volumes[o.GetName()] = s
+		return err
+	})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	return volumes, nil
 }
 
 // each goes through all objects of a resource.
@@ -158,7 +158,7 @@ func readVolume(o *unstructured.Unstructured) (s stored, err error) {
 		Spec   Placed
 		Status VolumeStatus
 	}
-	err = decode(o, &into)
+	err = Decode(o, &into)
 	s.spec, s.status = into.Spec, into.Status
 	return s, err
 }
@@ -167,8 +167,6 @@ func readMachine(o *unstructured.Unstructured) (m pc, err error) {
 	var into struct {
 		Spec struct {
 			Address string
-			Circuit string
-			Labels  map[string]any
 			Disk    struct{ Brick *bool }
 		}
 		Status struct {
@@ -177,8 +175,8 @@ func readMachine(o *unstructured.Unstructured) (m pc, err error) {
 			Brick     MachineBrick
 		}
 	}
-	err = decode(o, &into)
-	m = pc{address: into.Status.Inventory.Address, heartbeat: into.Status.Heartbeat, circuit: into.Spec.Circuit, labels: into.Spec.Labels,
+	err = Decode(o, &into)
+	m = pc{address: into.Status.Inventory.Address, heartbeat: into.Status.Heartbeat,
 		noBrick: into.Spec.Disk.Brick != nil && !*into.Spec.Disk.Brick, brick: into.Status.Brick}
 	if m.address == "" {
 		m.address = into.Spec.Address
@@ -186,8 +184,8 @@ func readMachine(o *unstructured.Unstructured) (m pc, err error) {
 	return m, err
 }
 
-// decode reads an object of the cluster, which its CRD has checked.
-func decode(o *unstructured.Unstructured, into any) error {
+// Decode reads an object of the cluster, which its CRD has checked.
+func Decode(o *unstructured.Unstructured, into any) error {
 	data, err := o.MarshalJSON()
 	if err == nil {
 		err = json.Unmarshal(data, into)
@@ -296,11 +294,8 @@ type Line struct {
 
 // Lines are all volumes of the cluster, in order; none where it serves no such kind.
 func (s *System) Lines(ctx context.Context) (lines []Line, err error) {
-	v, err := look(ctx, s.client, s.Now())
-	if err != nil {
-		return nil, err
-	}
-	return linesOf(v.volumes), nil
+	volumes, err := volumesOf(ctx, s.client)
+	return linesOf(volumes), err
 }
 
 // Last are the volumes that the last Observe saw. It may be called at any time.

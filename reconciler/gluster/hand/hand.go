@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 )
 
@@ -189,7 +188,7 @@ func hear(ctx context.Context, client dynamic.Interface) (*site, error) {
 	s.served = true
 	for i := range list.Items {
 		var v volume
-		if err := read(&list.Items[i], &v); err != nil {
+		if err := gluster.Decode(&list.Items[i], &v); err != nil {
 			return nil, err
 		}
 		v.Spec.Homes = nil // the steward's, and there may be thousands
@@ -201,21 +200,10 @@ func hear(ctx context.Context, client dynamic.Interface) (*site, error) {
 	}
 	var pool struct{ Status gluster.PoolStatus }
 	if err == nil {
-		err = read(o, &pool)
+		err = gluster.Decode(o, &pool)
 	}
 	s.Peers = pool.Status.Peers
 	return s, err
-}
-
-func read(o *unstructured.Unstructured, into any) error {
-	text, err := o.MarshalJSON()
-	if err == nil {
-		err = json.Unmarshal(text, into)
-	}
-	if err != nil {
-		return fmt.Errorf("read %s %s: %w", o.GetKind(), o.GetName(), err)
-	}
-	return nil
 }
 
 // heardFile is what was heard last, for a noded that is started while the API is away.

@@ -256,7 +256,7 @@ func newPC(t *testing.T, objects ...runtime.Object) *pc {
 		"chattr": func(host.Command, []byte) (string, error) { return "", nil }}}
 	h := &host.Host{Root: t.TempDir(), Runner: p.runner, Log: slog.New(slog.DiscardHandler)}
 	p.client = fake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-		gluster.Resource(): "VolumeList", gluster.PoolResource(): "PoolList", machines(): "MachineList", nodes(): "NodeList"}, objects...)
+		gluster.Resource(): "VolumeList", gluster.PoolResource(): "PoolList", gluster.MachineResource(): "MachineList", nodes(): "NodeList"}, objects...)
 	p.Hand = &Hand{Host: h, Machine: "pc-01", Address: "10.0.0.1", Log: h.Log,
 		Connect: func() (dynamic.Interface, error) {
 			if p.away {
@@ -364,7 +364,7 @@ func (p *pc) get(resource schema.GroupVersionResource, name string) map[string]a
 // mount is what the site was told of the volume homes.
 func (p *pc) mount() string {
 	p.Helper()
-	list, _, _ := unstructured.NestedSlice(p.get(machines(), "pc-01"), "status", "brick", "mounts")
+	list, _, _ := unstructured.NestedSlice(p.get(gluster.MachineResource(), "pc-01"), "status", "brick", "mounts")
 	if len(list) == 0 {
 		return "none"
 	}
@@ -527,7 +527,7 @@ func TestBrick(t *testing.T) {
 	if err := p.round(t.Context()); err == nil || !strings.Contains(err.Error(), "glusterd still has it as a brick") {
 		t.Error(err)
 	}
-	brick := p.get(machines(), "pc-01")["status"].(map[string]any)["brick"].(map[string]any)
+	brick := p.get(gluster.MachineResource(), "pc-01")["status"].(map[string]any)["brick"].(map[string]any)
 	delete(brick, "heartbeat")
 	want := map[string]any{"fileSystem": "xfs", "size": int64(4096000), "free": int64(2048000), "glusterd": "u1",
 		"holds": []any{map[string]any{"volume": "homes", "id": "30313233-3435-3637-3839-616263646566"}}}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
-	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,10 +21,6 @@ const manager = "noded"
 
 // heartbeat is how long nothing is reported where nothing changed.
 const heartbeat = 30 * time.Second
-
-func machines() schema.GroupVersionResource {
-	return schema.GroupVersionResource{Group: plan.Group, Version: "v1alpha1", Resource: "machines"}
-}
 
 func nodes() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
@@ -59,7 +54,7 @@ func (h *Hand) report(ctx context.Context, brick gluster.MachineBrick) error {
 	}
 	h.reported.at = time.Time{}
 	brick.Heartbeat = now.UTC().Truncate(time.Second)
-	found, err := h.client.Resource(machines()).Get(ctx, h.Machine, metav1.GetOptions{})
+	found, err := h.client.Resource(gluster.MachineResource()).Get(ctx, h.Machine, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil // the reconciler makes it when the site repo declares it
 	}
@@ -71,14 +66,14 @@ func (h *Hand) report(ctx context.Context, brick gluster.MachineBrick) error {
 			Brick json.RawMessage `json:"brick"`
 		} `json:"status"`
 	}
-	if err := read(found, &have); err != nil {
+	if err := gluster.Decode(found, &have); err != nil {
 		return err
 	}
 	body, err := brickPatch(have.Status.Brick, brick)
 	if err != nil {
 		return fmt.Errorf("report on the brick: %w", err)
 	}
-	if _, err := h.client.Resource(machines()).Patch(ctx, h.Machine, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager}, "status"); err != nil {
+	if _, err := h.client.Resource(gluster.MachineResource()).Patch(ctx, h.Machine, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager}, "status"); err != nil {
 		return fmt.Errorf("report on the brick: %w", err)
 	}
 	h.reported = report{brick, now}
