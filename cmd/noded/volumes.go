@@ -37,7 +37,13 @@ func keepVolumes(ctx context.Context, h *host.Host) {
 func keepVolumesOf(ctx context.Context, h *host.Host, m *member.Membership) {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	connect := func() (dynamic.Interface, error) { return speak(h, m) }
+	connect := func() (dynamic.Interface, error) {
+		config, err := m.Speak(h, version())
+		if err != nil {
+			return nil, err
+		}
+		return dynamic.NewForConfig(config)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer leave()
@@ -54,15 +60,4 @@ func keepVolumesOf(ctx context.Context, h *host.Host, m *member.Membership) {
 		Prepare: (&hand.Roots{Host: h}).Setup, Log: h.Log}
 	group.Go(func() error { steward.Run(ctx); return nil })
 	_ = group.Wait() // each tells its own troubles
-}
-
-// speak makes a client that goes through the balancer, as the machine's Node.
-func speak(h *host.Host, m *member.Membership) (dynamic.Interface, error) {
-	config, err := member.Connect(h, member.Word(h))
-	if err != nil {
-		return nil, err
-	}
-	config.Host = "https://" + m.Endpoint
-	config.UserAgent = "kingmaker-noded/" + version()
-	return dynamic.NewForConfig(config)
 }

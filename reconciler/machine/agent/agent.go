@@ -110,7 +110,7 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 		a.alive()
 		m, err := member.Read(a.Host)
 		switch {
-		case m != nil && a.Host.Exists(a.word()):
+		case m != nil && a.Host.Exists(member.Word(a.Host)):
 			return m, nil
 		case err == nil:
 			err = errors.New("this machine is no member of a site: noded init or noded join makes it one")
@@ -124,9 +124,6 @@ func (a *Agent) membership(ctx context.Context) (*member.Membership, error) {
 		}
 	}
 }
-
-// word is the kubeconfig with which the machine speaks.
-func (a *Agent) word() string { return member.Word(a.Host) }
 
 // hear notes what the site says of this machine, and wakes the duties where that is
 // news. It is heard from two sides, and one may lag behind.

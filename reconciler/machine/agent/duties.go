@@ -298,12 +298,10 @@ func (a *Agent) ticket(ctx context.Context, m *member.Membership) (*machine.Tick
 }
 
 func (a *Agent) readTicket(ctx context.Context, m *member.Membership, of string) (*machine.Ticket, error) {
-	config, err := member.Connect(a.Host, a.word())
+	config, err := m.Speak(a.Host, a.Version)
 	if err != nil {
 		return nil, err
 	}
-	config.Host = "https://" + m.Endpoint
-	config.UserAgent = "kingmaker-noded/" + a.Version
 	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ func (a *Agent) follow(ctx context.Context, m *member.Membership) {
 	for {
 		var err error
 		began := time.Now()
-		if now := a.word(); client == nil || now != word {
+		if now := member.Word(a.Host); client == nil || now != word {
 			word = now
 			client, err = a.watcher(m)
 		}
@@ -60,12 +60,10 @@ func (a *Agent) follow(ctx context.Context, m *member.Membership) {
 }
 
 func (a *Agent) watcher(m *member.Membership) (dynamic.Interface, error) {
-	config, err := member.Connect(a.Host, a.word())
+	config, err := m.Speak(a.Host, a.Version)
 	if err != nil {
 		return nil, err
 	}
-	config.Host = "https://" + m.Endpoint
-	config.UserAgent = "kingmaker-noded/" + a.Version
 	config.Timeout = 0 // of a watch; its end is set below
 	return dynamic.NewForConfig(config)
 }

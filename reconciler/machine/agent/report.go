@@ -59,7 +59,7 @@ func (a *Agent) report(ctx context.Context, m *member.Membership) {
 	var told troubles
 	for {
 		var err error
-		if now := a.word(); client == nil || now != word {
+		if now := member.Word(a.Host); client == nil || now != word {
 			word, own = now, nil
 			client, err = a.connect(m, clock)
 		}
@@ -100,17 +100,12 @@ func (a *Agent) report(ctx context.Context, m *member.Membership) {
 	}
 }
 
-// connect makes a client that goes through the balancer, as the machine's Node.
-// kubeadm gives a master's kubelet its own API server alone, and the agent must
-// be heard when just that one is down. client-go reads the certificate again
-// when the kubelet has renewed it.
+// connect makes a client that listens to the masters' clocks.
 func (a *Agent) connect(m *member.Membership, clock *clock) (dynamic.Interface, error) {
-	config, err := member.Connect(a.Host, a.word())
+	config, err := m.Speak(a.Host, a.Version)
 	if err != nil {
 		return nil, err
 	}
-	config.Host = "https://" + m.Endpoint
-	config.UserAgent = "kingmaker-noded/" + a.Version
 	config.Wrap(clock.listen)
 	return dynamic.NewForConfig(config)
 }

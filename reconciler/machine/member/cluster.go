@@ -43,6 +43,20 @@ func Connect(h *host.Host, kubeconfig string) (*rest.Config, error) {
 	return config, nil
 }
 
+// Speak is how noded of some version speaks to the site, as the machine's Node and
+// through the balancer: kubeadm gives a master's kubelet its own API server alone,
+// and the machine must be heard when just that one is down. client-go reads the
+// certificate again when the kubelet has renewed it.
+func (m *Membership) Speak(h *host.Host, version string) (*rest.Config, error) {
+	config, err := Connect(h, Word(h))
+	if err != nil {
+		return nil, err
+	}
+	config.Host = "https://" + m.Endpoint
+	config.UserAgent = "kingmaker-noded/" + version
+	return config, nil
+}
+
 func openCluster(h *host.Host, kubeconfig string) (*cluster, error) {
 	config, err := Connect(h, kubeconfig)
 	if err != nil {
