@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,14 +50,7 @@ func (i *install) brick() Step {
 				return err
 			}
 		}
-		mounted, err := h.Active(ctx, brickUnit)
-		if err == nil && !mounted {
-			err = h.lockBare(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		return h.doUnit(ctx, brickMount(p))
+		return h.mount(ctx, brickMount(p), h.lockBare)
 	}
 	return Step{"brick", look, do}
 }
@@ -75,19 +67,18 @@ func (i *install) findBrick(ctx context.Context) (d Disk, p Part, err error) {
 	if d, err = h.diskAt(ctx, i.Disk); err != nil {
 		return d, p, err
 	}
-	if n := slices.IndexFunc(d.Parts, func(p Part) bool { return p.Name == BrickPartition }); n >= 0 {
-		p = d.Parts[n]
-	} else if l, err := PlanDisk(d, i.System); err == nil && l.Brick.Size > 0 { // its error is the step disk's to tell
-		p = Part{Name: BrickPartition}
-	} else {
-		return d, p, nil
+	if p = d.part(BrickPartition); p.Name == "" {
+		if l, err := PlanDisk(d, i.System); err != nil || l.Brick.Size <= 0 { // its error is the step disk's to tell
+			return d, p, nil
+		}
+		p.Name = BrickPartition
 	}
 	if what := slices.Concat(p.Signatures, mounted(p.Mounts), p.Users); len(what) > 0 && !hasXFS(p) {
 		return d, p, fmt.Errorf("partition %s of %s holds %s, which is not made by Kingmaker; nothing was written to it. Save what is worth it, then wipefs --all %s, and run it again",
 			BrickPartition, d, strings.Join(what, ", "), p.Path)
 	}
-	if have, err := h.Read(brickFile); err == nil && (p.UUID == "" || !bytes.Contains(have, []byte(p.UUID))) {
-		return d, p, fmt.Errorf("%s is on a partition of another disk already (%s); where that disk is gone: systemctl disable %s && rm %s", BrickDir, brickFile, brickUnit, brickFile)
+	if err := h.isOf(brickMount(p), BrickDir, p); err != nil {
+		return d, p, err
 	}
 	if source != "" {
 		return d, p, nil

@@ -51,8 +51,8 @@ func (i *install) disk() Step {
 		if err != nil {
 			return nil, err
 		}
-		if have, err := h.Read(mountFile); err == nil && (system.UUID == "" || !bytes.Contains(have, []byte(system.UUID))) {
-			return nil, fmt.Errorf("%s is on a partition of another disk already (%s); where that disk is gone: systemctl disable %s && rm %s", ContainerdDir, mountFile, mountUnit, mountFile)
+		if err := h.isOf(storeMount(system), ContainerdDir, system); err != nil {
+			return nil, err
 		}
 		if source := h.mounted(ContainerdDir); source != "" && !h.Exists(mountFile) {
 			return nil, fmt.Errorf("%s is a file system of its own already (%s), and that is all that the disk would be split for; leave --disk out", ContainerdDir, source)
@@ -98,7 +98,15 @@ func (i *install) disk() Step {
 }
 
 func (d Disk) has(name string) bool {
-	return slices.ContainsFunc(d.Parts, func(p Part) bool { return p.Name == name })
+	return d.part(name).Name != ""
+}
+
+// part is the partition of a name; the zero value is none.
+func (d Disk) part(name string) (p Part) {
+	if n := slices.IndexFunc(d.Parts, func(p Part) bool { return p.Name == name }); n >= 0 {
+		p = d.Parts[n]
+	}
+	return p
 }
 
 // unknown reports whether the kernel does not know a partition of the table.
@@ -109,11 +117,7 @@ func (d Disk) unknown() bool {
 // system is the system's partition; the zero value while there is none. One
 // with another file system is not what we made.
 func (d Disk) system() (Part, error) {
-	n := slices.IndexFunc(d.Parts, func(p Part) bool { return p.Name == SystemPartition })
-	if n < 0 {
-		return Part{}, nil
-	}
-	p := d.Parts[n]
+	p := d.part(SystemPartition)
 	if len(p.Signatures) > 0 && !formatted(p) {
 		return Part{}, fmt.Errorf("partition %s of %s holds %s, which is not ours; save what is worth it, then wipefs --all %s", SystemPartition, d, strings.Join(p.Signatures, ", "), p.Path)
 	}
@@ -183,25 +187,39 @@ func (h *Host) known(ctx context.Context, name string) (Disk, error) {
 
 // mount makes the file system, and has it at containerd's folder from now on.
 func (i *install) mount(ctx context.Context, d Disk) error {
-	h := i.h
 	p, err := d.system()
 	if err != nil {
 		return err
 	}
 	if !formatted(p) {
 		// One in a hundred blocks for root is enough where no people write.
-		if _, err := h.Run(ctx, "mkfs.ext4", "-q", "-m", "1", "-L", SystemPartition, p.Path); err != nil {
+		if _, err := i.h.Run(ctx, "mkfs.ext4", "-q", "-m", "1", "-L", SystemPartition, p.Path); err != nil {
 			return err
 		}
 	}
-	mounted, err := h.Active(ctx, mountUnit)
+	return i.h.mount(ctx, storeMount(p), i.empty)
+}
+
+// mount starts a unit that mounts, once the folder below is ready for it.
+func (h *Host) mount(ctx context.Context, u unit, ready func(context.Context) error) error {
+	mounted, err := h.Active(ctx, u.name)
 	if err == nil && !mounted {
-		err = i.empty(ctx)
+		err = ready(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	return h.doUnit(ctx, storeMount(p))
+	return h.doUnit(ctx, u)
+}
+
+// isOf refuses where a unit that mounts at a folder is there already, and is for
+// another partition.
+func (h *Host) isOf(u unit, dir string, p Part) error {
+	file := u.files[0].name
+	if have, err := h.Read(file); err != nil || p.UUID != "" && bytes.Contains(have, []byte(p.UUID)) {
+		return nil
+	}
+	return fmt.Errorf("%s is on a partition of another disk already (%s); where that disk is gone: systemctl disable %s && rm %s", dir, file, u.name, file)
 }
 
 // mounted is what is mounted at a folder; "" is nothing.
