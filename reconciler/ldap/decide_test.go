@@ -2,57 +2,25 @@ package ldap
 
 import (
 	"bytes"
-	"os"
 	"strings"
 	"testing"
 
 	goldap "github.com/go-ldap/ldap/v3"
-	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/kingmaker-io/kingmaker/reconciler/plan"
 	"github.com/kingmaker-io/kingmaker/reconciler/plan/plantest"
 )
 
-// TestDecide is the planner as a table. Of each case in the file, "NAME: git" is
-// what the site repo declares, "NAME: directory" the entries that there are, and
-// "NAME: plan" what comes of it, as people read it. UPDATE_GOLDEN=1 writes the
-// plans anew.
+// TestDecide is the planner as a table; what there is of a case are the entries of the
+// directory.
 func TestDecide(t *testing.T) {
-	const file = "testdata/decide.txt"
-	archive, err := txtar.ParseFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sections := map[string]string{}
-	for _, f := range archive.Files {
-		sections[f.Name] = string(f.Data)
-	}
-	for i, f := range archive.Files {
-		name, ok := strings.CutSuffix(f.Name, ": plan")
-		if !ok {
-			continue
+	plantest.Plans(t, "testdata/decide.txt", "people", "directory", func(t *testing.T, site *plan.Site, directory string) string {
+		have := printed(t, site, viewOf(t, directory))
+		if strings.Contains(have, "{ARGON2}") {
+			t.Error("a hash is in the plan")
 		}
-		t.Run(name, func(t *testing.T) {
-			site := plantest.Site(t, plantest.Documents(t, sections[name+": git"])...)
-			for id, o := range site.Objects {
-				o.Origin = "people/" + id.Name + ".yaml"
-				site.Objects.Add(o)
-			}
-			have := printed(t, site, viewOf(t, sections[name+": directory"]))
-			archive.Files[i].Data = []byte(have)
-			if want := sections[f.Name]; have != want && os.Getenv("UPDATE_GOLDEN") == "" {
-				t.Errorf("have:\n%s\nwant:\n%s", have, want)
-			}
-			if strings.Contains(have, "{ARGON2}") {
-				t.Error("a hash is in the plan")
-			}
-		})
-	}
-	if os.Getenv("UPDATE_GOLDEN") != "" {
-		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+		return have
+	})
 }
 
 func printed(t *testing.T, site *plan.Site, v *view) string {

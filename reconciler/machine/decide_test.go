@@ -3,14 +3,12 @@ package machine
 import (
 	"fmt"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/rogpeppe/go-internal/txtar"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
@@ -19,44 +17,12 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/plan/plantest"
 )
 
-// TestDecide is the planner as a table. Of each case in the file, "NAME: git" is
-// what the site repo declares, "NAME: cluster" the Nodes and Machines that there
-// are, and "NAME: plan" what comes of it, as people read it. UPDATE_GOLDEN=1
-// writes the plans anew.
+// TestDecide is the planner as a table; what there is of a case are the Nodes and
+// Machines of the cluster.
 func TestDecide(t *testing.T) {
-	const file = "testdata/decide.txt"
-	archive, err := txtar.ParseFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sections := map[string]string{}
-	for _, f := range archive.Files {
-		sections[f.Name] = string(f.Data)
-	}
-	for i, f := range archive.Files {
-		name, ok := strings.CutSuffix(f.Name, ": plan")
-		if !ok {
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			site := plantest.Site(t, plantest.Documents(t, sections[name+": git"])...)
-			for id, o := range site.Objects {
-				o.Origin = "machines/" + id.Name + ".yaml"
-				site.Objects.Add(o)
-			}
-			v := cluster(t, sections[name+": cluster"])
-			have := string(printed(t, site, v))
-			archive.Files[i].Data = []byte(have)
-			if want := sections[f.Name]; have != want && os.Getenv("UPDATE_GOLDEN") == "" {
-				t.Errorf("have:\n%s\nwant:\n%s", have, want)
-			}
-		})
-	}
-	if os.Getenv("UPDATE_GOLDEN") != "" {
-		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	plantest.Plans(t, "testdata/decide.txt", "machines", "cluster", func(t *testing.T, site *plan.Site, have string) string {
+		return string(printed(t, site, cluster(t, have)))
+	})
 }
 
 // cluster reads Nodes and Machines. A document of kind Unserved stands for a
