@@ -170,12 +170,12 @@ metadata: {name: pc-02}
 spec: {address: 10.0.0.12, circuit: b, role: worker, roleGeneration: 1}
 `, "apply", "-f", "-")
 	now := time.Now().UTC().Format(time.RFC3339)
-	c.merge(t, machines, "pc-02", `{"status":{"phase":"Ready","heartbeat":"`+now+`","observedGeneration":1,"roleGeneration":1,
+	c.merge(t, machines, "pc-02", `{"status":{"phase":"Ready","heartbeat":"`+now+`","observedGeneration":1,"roleGeneration":1,"brick":{"heartbeat":"`+now+`","free":900000000000},
 		"inventory":{"cpu":4,"memory":"7898Mi","address":"10.0.0.12","disks":[{"name":"sda","size":"931Gi"}],"versions":{"kubelet":"v1.36.3"}},
 		"conditions":[{"type":"Ready","status":"True","reason":"Ready","message":"it works","lastTransitionTime":"`+now+`"}]}}`, "status")
 	page := strings.Join(strings.Fields(c.kubectl(t, "", "get", "mc", "-o", "wide")), " ")
 	t.Log(page)
-	for _, part := range []string{"NAME ROLE READY CIRCUIT CPU MEMORY PHASE SEEN AGE ADDRESS KUBELET MESSAGE", "pc-02 worker True b 4 7898Mi Ready", "10.0.0.12 v1.36.3 it works"} {
+	for _, part := range []string{"NAME ROLE READY CIRCUIT CPU MEMORY PHASE SEEN AGE ADDRESS BRICK KUBELET MESSAGE", "pc-02 worker True b 4 7898Mi Ready", "10.0.0.12 900000000000 v1.36.3 it works"} {
 		if !strings.Contains(page, part) {
 			t.Errorf("lacks %q: %s", part, page)
 		}
