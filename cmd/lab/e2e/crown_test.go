@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -482,7 +483,7 @@ func cutPower(t *testing.T, machine string) time.Time {
 
 func power(t *testing.T, machine string) {
 	t.Helper()
-	if err := theRoom(t).Start(t.Context(), machine); err != nil {
+	if err := theRoom(t).Start(context.WithoutCancel(t.Context()), machine); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -552,8 +553,8 @@ func comeBack(t *testing.T, victim string) {
 // whatever a test before left.
 func calm(t *testing.T) {
 	t.Helper()
-	r := theRoom(t)
-	machines, err := r.Machines(t.Context())
+	r, ctx := theRoom(t), context.WithoutCancel(t.Context()) // it is called when a test is over, too
+	machines, err := r.Machines(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -562,7 +563,7 @@ func calm(t *testing.T) {
 			power(t, m.Name)
 		}
 		if !m.Cable {
-			if err := r.Heal(t.Context(), m.Name); err != nil {
+			if err := r.Heal(ctx, m.Name); err != nil {
 				t.Fatal(err)
 			}
 		}
