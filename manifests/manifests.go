@@ -7,6 +7,8 @@
 //	network/vxlan    the same with tunnels
 //	reconciler       reconcile itself, in the cluster
 //	machines         what the agents of machines may do
+//	directory        people and groups in LDAP
+//	directory/backup its nightly backup, for sites that have a volume for that
 //
 // All but base are for clusters that noded made: Site.spec.kubernetes.managed.
 //
@@ -21,16 +23,18 @@ import (
 	"io/fs"
 )
 
-//go:embed base machines network reconciler
+//go:embed base directory machines network reconciler
 var files embed.FS
 
 // Files are the bases, each a folder with a kustomization.yaml.
 func Files() fs.FS { return files }
 
-// Images are the tags of the images in the bases, by name. That of reconcile is
-// the version of whoever asks: it deploys itself.
+// Images are the tags of the images in the bases, by name. Those of reconcile and
+// directory are the version of whoever asks: reconcile deploys itself, and what was
+// built with it.
 func Images(version string) map[string]string {
 	return map[string]string{
+		"kingmaker.dev/directory": version,
 		"kingmaker.dev/flannel":   "v0.28.4", // as cmd/lab/build/flannel has it; a test compares
 		"kingmaker.dev/reconcile": version,
 	}

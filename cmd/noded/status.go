@@ -28,7 +28,7 @@ type report struct {
 	UnderWay   string                `json:"underWay,omitempty"` // an init or join that is not complete
 	Role       *member.Part          `json:"role,omitempty"`     // what the machine remembers; absent: it was given none yet
 	Blank      bool                  `json:"blank,omitempty"`    // it was reset, and waits to join again
-	Quarantine string                `json:"quarantine,omitempty"`
+	PutAside   []string              `json:"putAside,omitempty"`
 	Units      []unitState           `json:"units"`
 	Masters    []string              `json:"masters,omitempty"` // that the balancer leads to
 	API        apiState              `json:"api"`
@@ -122,8 +122,10 @@ func look(ctx context.Context, h *host.Host) (r *report, err error) {
 		r.Role = &part
 	}
 	r.Blank = member.Blank(h)
-	if h.Exists(member.Quarantine) {
-		r.Quarantine = member.Quarantine
+	for _, place := range []string{member.Quarantine, member.DirectoryQuarantine} {
+		if h.Exists(place) {
+			r.PutAside = append(r.PutAside, place)
+		}
 	}
 	r.API, r.Machine, r.Brick = ask(ctx, h, r.Member)
 	if text, err := h.Read(lastBeatFile); err == nil {
@@ -198,8 +200,8 @@ func (r *report) write(w io.Writer, now time.Time) error {
 			row("join failed", "generation %d: %s", p.Failed, p.Failure)
 		}
 	}
-	if r.Quarantine != "" {
-		row("put aside", "%s: etcd's data of the time as a master; once the site works without it, it can be deleted", r.Quarantine)
+	if r.PutAside != nil {
+		row("put aside", "%s: data of the time as a master; once the site works without, it can be deleted", strings.Join(r.PutAside, ", "))
 	}
 	if r.Machine != nil {
 		row("phase", "%s", orDash(r.Machine.Phase))

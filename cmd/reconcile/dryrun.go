@@ -45,7 +45,7 @@ func dryRun(ctx context.Context, f *flags, s streams) error {
 		defer keeper.Close()
 		c.roles = &withRoles{System: c.machines, keeper: keeper}
 		systems = c.systems()
-		noteUnmanaged(s.err, site)
+		notePeople(s.err, site)
 	}
 	s.doing("comparing %d documents with the site", len(site.Objects))
 	p, err := (&reconciler.Reconciler{Systems: systems}).Plan(ctx, site)

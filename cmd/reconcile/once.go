@@ -21,7 +21,7 @@ func once(ctx context.Context, f *flags, s streams) error {
 	if err != nil {
 		return err
 	}
-	noteUnmanaged(s.err, site)
+	notePeople(s.err, site)
 	r := &reconciler.Reconciler{Systems: c.systems(), Hold: hold(c.objects), Log: log}
 	round, applied := r.Converge(ctx, site)
 	if err := newObserver(c.objects, log).record(ctx, round); err != nil {

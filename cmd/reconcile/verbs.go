@@ -112,11 +112,12 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 			machines, unseen := machine.Lines(ctx, in.config) // the rest is worth showing without
 			crowns, err := lastCrowns(ctx, in.config)
 			volumes, away := in.volumes.Lines(ctx)
-			unseen = errors.Join(unseen, err, away)
+			replicas, silent := in.people.replicas(ctx)
+			unseen = errors.Join(unseen, err, away, silent)
 			switch output {
 			case "text":
 				now := time.Now()
-				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), writeVolumes(s.out, volumes, now), writeCrowns(s.out, crowns, now), unseen)
+				return errors.Join(writeStatus(s.out, name, status, suspension, now), writeMachines(s.out, machines, now), writeVolumes(s.out, volumes, now), writeReplicas(s.out, replicas), writeCrowns(s.out, crowns, now), unseen)
 			case "json":
 				enc := json.NewEncoder(s.out)
 				enc.SetIndent("", "  ")
@@ -126,8 +127,9 @@ func statusCommand(f *flags, s streams) *cobra.Command {
 					Suspension *kube.Suspension `json:"suspension,omitempty"`
 					Machines   []machine.Line   `json:"machines,omitempty"`
 					Volumes    []gluster.Line   `json:"volumes,omitempty"`
+					Directory  []replica        `json:"directory,omitempty"`
 					Crowns     []crownLine      `json:"crowns,omitempty"`
-				}{name, status, suspension, machines, volumes, crowns}))
+				}{name, status, suspension, machines, volumes, replicas, crowns}))
 			}
 			return fmt.Errorf("-o %s: there is no such form; want text or json", output)
 		},

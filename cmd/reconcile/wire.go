@@ -34,6 +34,7 @@ type cluster struct {
 	machines *machine.System
 	volumes  *gluster.System
 	objects  *kube.System
+	people   people
 	roles    *withRoles // nil: what is to be done about roles is left out
 }
 
@@ -46,16 +47,8 @@ func (c *cluster) systems() []reconciler.System {
 	return []reconciler.System{
 		machines,  // first: nothing runs before there are machines to run on
 		c.volumes, // they lie on machines
-		// The directory has kinds that are read and validated, and no system yet.
-		c.objects, // last but for the people: what runs needs machines and volumes
-	}
-}
-
-// noteUnmanaged says what of a site nobody carries out yet, so that a settled
-// plan is not taken for more than it is.
-func noteUnmanaged(w io.Writer, site *plan.Site) {
-	if people := len(site.Objects.Of(plan.Directory)); people > 0 {
-		fmt.Fprintf(w, "reconcile: note: the site's %d documents of people are valid; this version makes their homes, and does not carry out the rest yet\n", people)
+		c.objects, // what runs needs machines and volumes
+		c.people,  // last: their directory is one of the objects
 	}
 }
 
@@ -166,7 +159,11 @@ func openClusterWith(ctx context.Context, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{config: config, machines: machines, volumes: volumes, objects: objects}, nil
+	people, err := openPeople(config)
+	if err != nil {
+		return nil, err
+	}
+	return &cluster{config: config, machines: machines, volumes: volumes, objects: objects, people: people}, nil
 }
 
 func clusterConfig(f *flags) (*rest.Config, error) {

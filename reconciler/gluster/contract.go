@@ -42,6 +42,13 @@ const (
 // DesktopsNamespace is where desktops run.
 const DesktopsNamespace = "kingmaker-desktops"
 
+// DirectoryBackup is the one volume that may be the system's own, in the namespace of
+// the directory: a site that declares it has the directory's nightly backups there.
+const (
+	DirectoryBackup    = "directory-backup"
+	DirectoryNamespace = "kingmaker-directory"
+)
+
 // SharedGID is Debian's group users, to which a shared volume belongs that names
 // no group of its own.
 const SharedGID = 100

@@ -94,6 +94,13 @@ func checkNamespace(site *plan.Site, v plan.Document[Volume], r *plan.Report) {
 	switch name := v.Spec.ClaimNamespace(); {
 	case name == DesktopsNamespace: // the built-in manifests bring it
 		return
+	case name == DirectoryNamespace && v.ID.Name == DirectoryBackup:
+		if !site.Spec.Kubernetes.IsManaged() {
+			f.Code, f.Cause = plan.UnknownReference, "a site that does not keep its Kubernetes has no directory of its own"
+			f.Hint = "take the volume out, or set spec.kubernetes.managed of the Site"
+			break
+		}
+		return
 	case !plan.IsLabel(name):
 		f.Code, f.Cause = plan.InvalidName, fmt.Sprintf("%q cannot be the name of a namespace", name)
 		f.Hint = "want at most 63 small letters, digits and dashes, with a letter or digit at both ends"

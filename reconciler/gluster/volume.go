@@ -17,7 +17,7 @@ type Volume struct {
 	Arbiter bool `json:"arbiter,omitempty"`
 	// Group of people that a shared volume belongs to. Absent: all of them (Debian's group users, gid 100).
 	Group string `json:"group,omitempty"`
-	// Namespace in which the volume's PersistentVolumeClaim is made. Default: kingmaker-desktops.
+	// Namespace in which the volume's PersistentVolumeClaim is made. Default: kingmaker-desktops. The directory's nightly backups are on the volume directory-backup of kingmaker-directory.
 	Namespace string `json:"namespace,omitempty" jsonschema:"maxLength=63"`
 }
 

@@ -59,14 +59,14 @@ func network(t *testing.T, s *plan.Site) (settings string) {
 	return string(text)
 }
 
-// TestPlatform shows all that a managed site gets, but for the CRDs and the
-// rules of machines. UPDATE_GOLDEN=1 writes the file anew.
+// TestPlatform shows all that a managed site gets, and one that has a volume for
+// the directory's backups, but for the CRDs and the rules of machines. UPDATE_GOLDEN=1 writes the file anew.
 func TestPlatform(t *testing.T) {
-	s := platform(t, "  network: {pods: 10.20.0.0/16, backend: vxlan}\n")
+	s := platform(t, "  network: {pods: 10.20.0.0/16, backend: vxlan}\n"+backup)
 	var all strings.Builder
 	for _, id := range s.Objects.IDs() {
 		origin := s.Objects[id].Origin
-		if !strings.HasPrefix(origin, builtIn+"network/") && !strings.HasPrefix(origin, builtIn+"reconciler/") {
+		if !slices.ContainsFunc([]string{"network/", "reconciler/", "directory/"}, func(dir string) bool { return strings.HasPrefix(origin, builtIn+dir) }) {
 			continue
 		}
 		text, err := yaml.Marshal(s.Objects[id].Spec)
@@ -85,6 +85,9 @@ func TestPlatform(t *testing.T) {
 		t.Errorf("the manifests are not those of %s, see UPDATE_GOLDEN; %v", file, err)
 	}
 }
+
+// backup, after the spec of a Site, is a volume for the backups of the directory.
+const backup = "---\napiVersion: kingmaker.dev/v1alpha1\nkind: Volume\nmetadata: {name: directory-backup}\nspec: {namespace: kingmaker-directory, replicas: 1}\n"
 
 func TestPlatformNetwork(t *testing.T) {
 	for spec, want := range map[string]string{
@@ -136,14 +139,19 @@ func TestPlatformUnmanaged(t *testing.T) {
 }
 
 func TestPlatformManaged(t *testing.T) {
-	folders := map[string]bool{}
-	for _, o := range platform(t, "").Objects {
-		if origin, ours := strings.CutPrefix(o.Origin, builtIn); ours {
-			folders[path.Dir(origin)] = true
+	for spec, want := range map[string]string{
+		"":     "base directory machines network/flannel reconciler",
+		backup: "base directory directory/backup machines network/flannel reconciler",
+	} {
+		folders := map[string]bool{}
+		for _, o := range platform(t, spec).Objects {
+			if origin, ours := strings.CutPrefix(o.Origin, builtIn); ours {
+				folders[path.Dir(origin)] = true
+			}
 		}
-	}
-	if got := strings.Join(slices.Sorted(maps.Keys(folders)), " "); got != "base machines network/flannel reconciler" {
-		t.Errorf("the manifests come from %s", got)
+		if got := strings.Join(slices.Sorted(maps.Keys(folders)), " "); got != want {
+			t.Errorf("%s\nthe manifests come from %s, want %s", spec, got, want)
+		}
 	}
 }
 
@@ -151,7 +159,8 @@ func TestPlatformManaged(t *testing.T) {
 func TestPlatformImages(t *testing.T) {
 	s := platform(t, "  platform:\n    patches:\n    - patch: |\n"+
 		"        {apiVersion: apps/v1, kind: DaemonSet, metadata: {name: kube-flannel-ds, namespace: kube-flannel}, spec: {template: {spec: {containers: [{name: kube-flannel, image: kingmaker.dev/flannel:ours}]}}}}\n")
-	for namespace, want := range map[string]string{"kingmaker-system/": `"image":"kingmaker.dev/reconcile:0.1.0-test"`, "kube-flannel/": `"image":"kingmaker.dev/flannel:ours"`} {
+	for namespace, want := range map[string]string{"kingmaker-system/": `"image":"kingmaker.dev/reconcile:0.1.0-test"`, "kingmaker-directory/": `"image":"kingmaker.dev/directory:0.1.0-test"`,
+		"kube-flannel/": `"image":"kingmaker.dev/flannel:ours"`} {
 		text, err := json.Marshal(object(t, s, "DaemonSet.apps", namespace))
 		if err != nil || !strings.Contains(string(text), want) {
 			t.Errorf("%s lacks %s: %v", namespace, want, err)

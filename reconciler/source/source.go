@@ -364,8 +364,12 @@ func (r *reading) choose() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
+	resources := []string{"../base", "../machines", "../" + network, "../reconciler", "../directory"}
+	if r.backsUp() {
+		resources = append(resources, "../directory/backup")
+	}
 	return map[string]any{
-		"resources": []string{"../base", "../machines", "../" + network, "../reconciler"},
+		"resources": resources,
 		"patches":   []any{map[string]any{"patch": direct}},
 		"configMapGenerator": []any{map[string]any{
 			"name": "kube-flannel-cfg", "namespace": "kube-flannel", "behavior": "merge",
@@ -373,6 +377,16 @@ func (r *reading) choose() (map[string]any, error) {
 		}},
 		"images": images,
 	}, nil
+}
+
+// backsUp reports whether the site declares the volume of the directory's backups.
+func (r *reading) backsUp() bool {
+	volume, ok := r.site.Objects[plan.ID{System: plan.Volumes, Kind: "Volume", Name: "directory-backup"}]
+	if !ok {
+		return false
+	}
+	spec, _ := volume.Spec["spec"].(map[string]any)
+	return spec["namespace"] == "kingmaker-directory" // gluster.Validate has no other that is the system's
 }
 
 // direct is a patch that has flannel ask the API at the machine's own endpoint,

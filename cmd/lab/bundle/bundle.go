@@ -57,8 +57,8 @@ type Options struct {
 	Programs string
 	Upstream build.Upstream
 
-	// Kingmaker is a folder with noded and reconcile; Version is theirs. Empty means
-	// those of package build.
+	// Kingmaker is a folder with noded, reconcile and directory; Version is theirs.
+	// Empty means those of package build.
 	Kingmaker string
 	Version   string
 
@@ -107,7 +107,7 @@ func plugins() []string {
 }
 
 // format changes when the same inputs are made into another bundle.
-const format = "1"
+const format = "2"
 
 // kept is how many bundles stay in the cache: a lab may still be running from
 // the one before.
@@ -199,7 +199,10 @@ func (o Options) complete(ctx context.Context, progress io.Writer) (Options, err
 
 // key names everything that goes into the bundle.
 func (o Options) key(debian debianSet) (string, error) {
-	files := []string{filepath.Join(debian.repository(), "Packages"), debian.tables(), debian.certificates()}
+	files := []string{filepath.Join(debian.repository(), "Packages"), debian.certificates()}
+	for _, l := range debianLayers() {
+		files = append(files, debian.layer(l.name))
+	}
 	for _, name := range o.programs() {
 		files = append(files, o.program(name))
 	}
@@ -227,7 +230,7 @@ func (o Options) programs() []string {
 
 // program is the file of a program.
 func (o Options) program(name string) string {
-	if name == "noded" || name == "reconcile" {
+	if slices.Contains([]string{"noded", "reconcile", "directory"}, name) {
 		return filepath.Join(o.Kingmaker, name)
 	}
 	return filepath.Join(o.Programs, name)

@@ -44,15 +44,17 @@ func fake(t *testing.T) Options {
 	write(t, filepath.Join(set.repository(), "Packages"), "Package: haproxy\n")
 	write(t, filepath.Join(set.repository(), "haproxy_3.0_amd64.deb"), "deb")
 	write(t, set.certificates(), "certificates")
-	entries, err := readTables(strings.NewReader(fakeBase(t)))
-	if err != nil {
-		t.Fatal(err)
+	for _, l := range debianLayers() {
+		entries, err := l.read(strings.NewReader(fakeBase(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := tarOf(entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, set.layer(l.name), string(content))
 	}
-	tables, err := tarOf(entries)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, set.tables(), string(tables))
 	return o
 }
 
@@ -82,6 +84,12 @@ func fakeBase(t *testing.T) string {
 	add(tar.Header{Name: "./usr/lib/x86_64-linux-gnu/libc.so.6", Mode: 0o755}, "libc")
 	add(tar.Header{Name: "./usr/lib/x86_64-linux-gnu/gconv/BIG5.so", Mode: 0o644}, "big")
 	add(tar.Header{Name: "./usr/share/man/man8/nft.8.gz", Mode: 0o644}, "manual")
+	add(tar.Header{Name: "./usr/sbin/slapd", Mode: 0o755}, "slapd")
+	add(tar.Header{Name: "./usr/sbin/slapadd", Typeflag: tar.TypeLink, Linkname: "./usr/sbin/slapd", Mode: 0o755}, "")
+	add(tar.Header{Name: "./usr/lib/ldap/argon2.so", Typeflag: tar.TypeSymlink, Linkname: "argon2-2.6.so.0", Mode: 0o777}, "")
+	add(tar.Header{Name: "./usr/lib/ldap/back_perl.so", Mode: 0o644}, "perl")
+	add(tar.Header{Name: "./usr/lib/x86_64-linux-gnu/libperl.so.5.40", Mode: 0o644}, "perl")
+	add(tar.Header{Name: "./etc/ldap/schema/core.schema", Mode: 0o644}, "schema")
 	if err := out.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -238,6 +246,16 @@ func TestImages(t *testing.T) {
 			if h := files["/usr/sbin/iptables-save"]; h == nil || h.Linkname != "iptables-nft-save" {
 				t.Errorf("%s: iptables-save is %+v", name, h)
 			}
+		case "directory":
+			want = []string{config.Config.Entrypoint[0], "/usr/sbin/slapd", "/usr/sbin/slapadd", "/usr/lib/ldap/argon2.so", "/etc/ldap/schema/core.schema", "/usr/lib/x86_64-linux-gnu/libc.so.6"}
+			for _, unwanted := range []string{"/usr/lib/ldap/back_perl.so", "/usr/lib/x86_64-linux-gnu/libperl.so.5.40", "/usr/sbin/iptables"} {
+				if files[unwanted] != nil {
+					t.Errorf("%s: has %s", name, unwanted)
+				}
+			}
+			if config.Config.User != "65532" {
+				t.Errorf("%s: runs as %q", name, config.Config.User)
+			}
 		case "coredns":
 			want = []string{"/coredns", "/etc/ssl/certs/ca-certificates.crt"}
 			if h := files["/coredns"]; h != nil && h.PAXRecords["SCHILY.xattr.security.capability"] == "" {
@@ -264,7 +282,7 @@ func TestImages(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"kube-apiserver:v1.36.3", "etcd:v3.6.16", "coredns:v1.14.0", "pause:3.10", "flannel:v0.28.0", "reconcile:0.1.0-abc"} {
+	for _, name := range []string{"kube-apiserver:v1.36.3", "etcd:v3.6.16", "coredns:v1.14.0", "pause:3.10", "flannel:v0.28.0", "reconcile:0.1.0-abc", "directory:0.1.0-abc"} {
 		if !slices.Contains(names, "kingmaker.dev/"+name) {
 			t.Errorf("there is no image %s among %v", name, names)
 		}
@@ -433,7 +451,7 @@ func TestMissing(t *testing.T) {
 
 // TestBuilt: what package build builds is what a bundle holds, no more and no less.
 func TestBuilt(t *testing.T) {
-	built := append(build.Site.Names(), "noded", "reconcile")
+	built := append(build.Site.Names(), "noded", "reconcile", "directory")
 	slices.Sort(built)
 	if used := (Options{}).programs(); !slices.Equal(built, used) {
 		t.Errorf("built: %q\nused:  %q", built, used)

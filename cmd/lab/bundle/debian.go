@@ -23,11 +23,58 @@ import (
 	"github.com/kingmaker-io/kingmaker/cmd/lab/here"
 )
 
-// inImages are the packages of the layer tables: iptables for kube-proxy and
-// flannel, nftables for when they are told to use that, cp for the init container
-// of flannel (coreutils has one too, which brings 10 MB of libraries), and what
-// unpacks to the links that all programs rely on.
-func inImages() []string { return []string{"base-files", "busybox", "iptables", "nftables"} }
+// A debianLayer is a layer of images that is made of Debian packages.
+type debianLayer struct {
+	name     string
+	packages []string
+	wanted   []string          // what of them it has, as regular expressions
+	links    map[string]string // what the scripts of the packages, which are not run, would have linked
+}
+
+// debianLayers are those that there are. Each begins with base-files, which unpacks
+// to the links that all programs rely on.
+func debianLayers() []debianLayer {
+	// Iptables for kube-proxy and flannel, nftables for when they are told to use
+	// that, cp for the init container of flannel (coreutils has one too, which brings
+	// 10 MB of libraries).
+	iptables := debianLayer{
+		name:     tables,
+		packages: []string{"base-files", "busybox", "iptables", "nftables"},
+		wanted: []string{
+			`usr/bin/busybox|usr/sbin/(nft|xtables.*|ip6?tables.*)`,
+			`usr/lib/[^/]*-linux-gnu/(lib.*\.so.*|ld-linux.*|xtables/.*)`,
+			`etc/(protocols|services)`,
+		},
+		links: map[string]string{"usr/bin/cp": "busybox"},
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, does := range []string{"", "-save", "-restore"} { // what Debian prefers, the variant that speaks to nftables
+			iptables.links["usr/sbin/"+name+does] = name + "-nft" + does
+		}
+	}
+	return []debianLayer{iptables, {
+		// The directory's server, and what people look at it with. Perl, databases of
+		// others' and the overlays that nobody loads stay out.
+		name:     ldap,
+		packages: []string{"base-files", "ldap-utils", "slapd"},
+		wanted: []string{
+			`usr/sbin/slap.*|usr/bin/ldap.*`,
+			`usr/lib/ldap/(back_mdb|syncprov|accesslog|ppolicy|argon2)[-.].*`,
+			`etc/ldap/(ldap\.conf|schema/.*\.schema)`,
+			`usr/lib/[^/]*-linux-gnu/(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|crypt|ldap|lber|slapi|ltdl|wrap|sasl2|argon2|sodium` +
+				`|ssl|crypto|gnutls|p11-kit|idn2|unistring|tasn1|nettle|hogweed|gmp|ffi|db-5|com_err|nsl|tirpc|gssapi.*|krb5.*|k5crypto|keyutils|systemd|z|zstd)[-.0-9].*)`,
+			`etc/services`,
+		},
+	}}
+}
+
+// inImages are the packages of all of them.
+func inImages() (packages []string) {
+	for _, l := range debianLayers() {
+		packages = append(packages, l.packages...)
+	}
+	return packages
+}
 
 // A debianSet is a folder with all that a bundle has from Debian.
 type debianSet string
@@ -35,8 +82,8 @@ type debianSet string
 // repository is the flat APT repository: *.deb and Packages.
 func (d debianSet) repository() string { return filepath.Join(string(d), "repository") }
 
-// tables is the layer of that name, see image.go.
-func (d debianSet) tables() string { return filepath.Join(string(d), "tables.tar") }
+// layer is the layer of a name.
+func (d debianSet) layer(name string) string { return filepath.Join(string(d), name+".tar") }
 
 // certificates is a file with the certificate authorities that Debian trusts.
 // That of this computer might have more.
@@ -49,9 +96,9 @@ func (o Options) packages() []string {
 	return slices.Compact(packages)
 }
 
-// set is where the cache has the set for the list of packages.
+// set is where the cache has the set for the list of packages and the layers.
 func (o Options) set(cache string) debianSet {
-	sum := sha256.Sum256([]byte(format + strings.Join(o.packages(), " ")))
+	sum := sha256.Sum256(fmt.Append(nil, format, o.packages(), debianLayers()))
 	return debianSet(filepath.Join(cache, "debian", fmt.Sprintf("%s-%s-%x", here.Suite, runtime.GOARCH, sum[:6])))
 }
 
@@ -88,8 +135,10 @@ func makeSet(ctx context.Context, set debianSet, packages []string, home string,
 	if err != nil {
 		return err
 	}
-	if err := unpack(ctx, set, filepath.Join(work, "base.tar")); err != nil {
-		return err
+	for _, l := range debianLayers() {
+		if err := l.unpack(ctx, set, filepath.Join(work, "base.tar")); err != nil {
+			return fmt.Errorf("layer %s: %w", l.name, err)
+		}
 	}
 	if err := authorities(ctx, set); err != nil {
 		return err
@@ -239,14 +288,14 @@ func plainName(deb string) string {
 	return regexp.MustCompile(`^([^_]+_)[0-9]+%3a`).ReplaceAllString(deb, "$1")
 }
 
-// unpack makes the layer tables, by way of a tar of all that its packages hold. It
-// takes them from the set and needs no network; and it needs no root, for nothing
-// of what it unpacks is run (chrootless).
-func unpack(ctx context.Context, set debianSet, base string) error {
+// unpack makes the layer, by way of a tar of all that its packages hold. It takes
+// them from the set and needs no network; and it needs no root, for nothing of what
+// it unpacks is run (chrootless).
+func (l debianLayer) unpack(ctx context.Context, set debianSet, base string) error {
 	repository := url.URL{Scheme: "copy", Path: set.repository()}
 	if _, err := run(ctx, []string{"SOURCE_DATE_EPOCH=0"}, "mmdebstrap", "--quiet",
 		"--mode=chrootless", "--variant=extract", "--format=tar", "--architectures="+runtime.GOARCH,
-		"--include="+strings.Join(inImages(), ","),
+		"--include="+strings.Join(l.packages, ","),
 		"", base, "deb [trusted=yes] "+repository.String()+" ./"); err != nil { // APT has checked them
 		return err
 	}
@@ -255,7 +304,7 @@ func unpack(ctx context.Context, set debianSet, base string) error {
 		return err
 	}
 	defer f.Close()
-	entries, err := readTables(f)
+	entries, err := l.read(f)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", base, err)
 	}
@@ -263,22 +312,19 @@ func unpack(ctx context.Context, set debianSet, base string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(set.tables(), content, 0o644)
+	return os.WriteFile(set.layer(l.name), content, 0o644)
 }
 
-// readTables picks what the layer tables needs: programs, their libraries and
-// licences.
-func readTables(r io.Reader) ([]entry, error) {
-	wanted := regexp.MustCompile(`^(` + strings.Join([]string{
+// read picks what the layer needs: programs, their libraries and licences.
+func (l debianLayer) read(r io.Reader) ([]entry, error) {
+	wanted := regexp.MustCompile(`^(` + strings.Join(append([]string{
 		`bin|sbin|lib|lib64`, // symbolic links into usr
 		`usr/lib64/.*`,       // the program loader
-		`usr/bin/busybox|usr/sbin/(nft|xtables.*|ip6?tables.*)`,
-		`usr/lib/[^/]*-linux-gnu/(lib.*\.so.*|ld-linux.*|xtables/.*)`,
-		`etc/(os-release|debian_version|protocols|services)`,
+		`etc/(os-release|debian_version)`,
 		`usr/lib/os-release`,
 		`usr/share/doc/[^/]*/copyright`,
 		`usr/share/common-licenses/.*`,
-	}, "|") + `)$`)
+	}, l.wanted...), "|") + `)$`)
 	var entries []entry
 	for in := tar.NewReader(r); ; {
 		header, err := in.Next()
@@ -298,6 +344,8 @@ func readTables(r io.Reader) ([]entry, error) {
 				return nil, err
 			}
 		case tar.TypeSymlink:
+		case tar.TypeLink: // a second name, of a file that is wanted too
+			e.link = path.Clean("/" + header.Linkname)
 		case tar.TypeDir:
 			continue // made for what is in it
 		default:
@@ -305,15 +353,7 @@ func readTables(r io.Reader) ([]entry, error) {
 		}
 		entries = append(entries, e)
 	}
-	// The scripts of the packages, which were not run, would have chosen as well:
-	// what Debian prefers, the variant that speaks to nftables.
-	links := map[string]string{"usr/bin/cp": "busybox"}
-	for _, name := range []string{"iptables", "ip6tables"} {
-		for _, does := range []string{"", "-save", "-restore"} {
-			links["usr/sbin/"+name+does] = name + "-nft" + does
-		}
-	}
-	for name, target := range links { // tarOf sorts
+	for name, target := range l.links { // tarOf sorts
 		if at := path.Join(path.Dir(name), target); !slices.ContainsFunc(entries, func(e entry) bool { return e.name == at }) {
 			return nil, fmt.Errorf("there is no %s in it", at)
 		}

@@ -65,7 +65,7 @@ func TestDebian(t *testing.T) {
 		if os.Getuid() != 0 {
 			t.Skip("only root may chroot")
 		}
-		content := read(t, set.tables())
+		content := read(t, set.layer(tables))
 		if size := len(content); size > 40<<20 {
 			t.Errorf("the layer has %d bytes", size)
 		}
@@ -85,6 +85,42 @@ func TestDebian(t *testing.T) {
 			if out, err := exec.Command("chroot", append([]string{root}, strings.Fields(name)...)...).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v: %s", name, err, out)
 			}
+		}
+		t.Logf("the layer has %d bytes", len(content))
+	})
+	t.Run("slapd runs in its layer", func(t *testing.T) {
+		if os.Getuid() != 0 {
+			t.Skip("only root may chroot")
+		}
+		content := read(t, set.layer(ldap))
+		if size := len(content); size > 40<<20 {
+			t.Errorf("the layer has %d bytes", size)
+		}
+		root := t.TempDir()
+		tar := exec.Command("tar", "-x", "-C", root)
+		tar.Stdin = strings.NewReader(content)
+		if out, err := tar.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		write(t, filepath.Join(root, "tmp", "slapd.conf"), `include /etc/ldap/schema/core.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+moduleload syncprov
+moduleload accesslog
+moduleload ppolicy
+moduleload argon2 m=19456 t=2 p=1
+database mdb
+suffix dc=x
+directory /tmp
+`)
+		write(t, filepath.Join(root, "dev", "urandom"), "as random as a test needs, which has no devices")
+		for _, line := range []string{"slapd -VV", "slapadd -n 1 -u -f /tmp/slapd.conf -l /tmp/none", "slappasswd -o module-path=/usr/lib/ldap -o module-load=argon2 -h {ARGON2} -s x", "ldapsearch -VV"} {
+			write(t, filepath.Join(root, "tmp", "none"), "")
+			out, err := exec.Command("chroot", append([]string{root}, strings.Fields(line)...)...).CombinedOutput()
+			if err != nil {
+				t.Errorf("%s: %v: %s", line, err, out)
+			}
+			t.Logf("%s: %s", line, out)
 		}
 		t.Logf("the layer has %d bytes", len(content))
 	})

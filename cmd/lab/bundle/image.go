@@ -45,6 +45,7 @@ func (i image) programs() (names []string) {
 const (
 	accounts = "accounts" // users, groups, certificate authorities, /tmp
 	tables   = "tables"   // Debian's iptables, nft and cp with their libraries
+	ldap     = "ldap"     // Debian's slapd and ldap-utils with theirs
 )
 
 // nonroot runs what needs no rights, as in the images that are common for Go
@@ -64,6 +65,8 @@ func (o Options) images() []image {
 	etcd.files = append(etcd.files, append(local("etcdctl"), local("etcdutl")...)...) // for people with kubectl exec
 	reconcile := plain("reconcile", o.Version, accounts)
 	reconcile.user = nonroot
+	directory := plain("directory", o.Version, accounts, ldap)
+	directory.user = nonroot
 	return []image{
 		plain("kube-apiserver", v.Kubernetes, accounts),
 		plain("kube-controller-manager", v.Kubernetes, accounts),
@@ -83,6 +86,7 @@ func (o Options) images() []image {
 			files: []file{{program: "pause", path: "pause"}}, entrypoint: []string{"/pause"},
 		},
 		reconcile,
+		directory,
 	}
 }
 
@@ -234,8 +238,15 @@ func sharedLayers(debian debianSet) (map[string]v1.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	unpacked, err := os.ReadFile(debian.tables())
-	return map[string]v1.Layer{accounts: base, tables: static.NewLayer(unpacked, types.OCIUncompressedLayer)}, err
+	layers := map[string]v1.Layer{accounts: base}
+	for _, l := range debianLayers() {
+		unpacked, err := os.ReadFile(debian.layer(l.name))
+		if err != nil {
+			return nil, err
+		}
+		layers[l.name] = static.NewLayer(unpacked, types.OCIUncompressedLayer)
+	}
+	return layers, nil
 }
 
 // layerOf makes a layer. It stays uncompressed: that is quicker to make and to

@@ -23,7 +23,14 @@ const (
 	// Quarantine has the etcd data of a former master, the newest only: of no use to
 	// a site that lives, and perhaps the last copy for one that does not.
 	Quarantine = host.StateDir + "/quarantine/etcd"
+	// DirectoryQuarantine has the same of its replica of the directory, which only
+	// masters hold: perhaps it took a change that no other has.
+	DirectoryQuarantine = host.StateDir + "/quarantine/directory"
 )
+
+// DirectoryData is the folder of a master's replica of the directory, as
+// manifests/directory has it.
+const DirectoryData = host.StateDir + "/directory"
 
 // etcdDir is the folder of etcd's data; it may be a mount, and stays.
 const etcdDir = "/var/lib/etcd"
@@ -90,6 +97,7 @@ func (f *Fence) Steps() []host.Step {
 		f.remove("keys", "wipe", keyFiles()),                       //
 		f.reset(),                                                  // ends the kubelet and all containers, etcd's among them
 		f.quarantine(),                                             // nobody writes there any more
+		directoryAside(h),                                          //
 		network(h),                                                 //
 	}
 }
@@ -205,13 +213,13 @@ func (f *Fence) quarantine() host.Step {
 	return host.Step{
 		Name: "quarantine",
 		Look: func(context.Context) ([]string, error) {
-			if h.Exists(etcdData) || h.Exists(arriving) {
+			if h.Exists(etcdData) || h.Exists(arriving(Quarantine)) {
 				return []string{"put etcd's data aside, into " + Quarantine}, nil
 			}
 			return nil, nil
 		},
 		Do: func(context.Context) error {
-			if err := putAside(h); err != nil {
+			if err := putAside(h, etcdData, Quarantine); err != nil {
 				return fmt.Errorf("put etcd's data aside: %w", err)
 			}
 			// What else etcd or kubeadm left there: kubeadm joins over an empty folder only.
@@ -224,15 +232,37 @@ func (f *Fence) quarantine() host.Step {
 	}
 }
 
-// arriving is a copy that is not in its place yet: whole where etcd's own data are
-// gone, for they go last.
-const arriving = Quarantine + ".new"
+// directoryAside puts the directory's data aside.
+func directoryAside(h *host.Host) host.Step {
+	return host.Step{
+		Name: "directory",
+		Look: func(context.Context) ([]string, error) {
+			if h.Exists(DirectoryData) || h.Exists(arriving(DirectoryQuarantine)) {
+				return []string{"put the directory's data aside, into " + DirectoryQuarantine}, nil
+			}
+			return nil, nil
+		},
+		Do: func(context.Context) error {
+			if err := putAside(h, DirectoryData, DirectoryQuarantine); err != nil {
+				return fmt.Errorf("put the directory's data aside: %w", err)
+			}
+			return nil
+		},
+	}
+}
 
-// putAside moves etcd's data in the place of an older copy, which goes only when the
-// new one is whole.
-func putAside(h *host.Host) error {
-	from, through, to := h.Path(etcdData), h.Path(arriving), h.Path(Quarantine)
-	if h.Exists(etcdData) {
+// arriving is a copy that is not in its place yet: whole where what it is a copy of is
+// gone, for that goes last.
+func arriving(place string) string { return place + ".new" }
+
+// putAside moves a folder, where there is one, in the place of an older copy of its
+// kind, which goes only when the new one is whole.
+func putAside(h *host.Host, folder, place string) error {
+	if !h.Exists(folder) && !h.Exists(arriving(place)) {
+		return nil
+	}
+	from, through, to := h.Path(folder), h.Path(arriving(place)), h.Path(place)
+	if h.Exists(folder) {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.RemoveAll(through)); err != nil {
 			return err
 		}

@@ -26,6 +26,7 @@ func aMasterPC(t *testing.T) *pc {
 		}
 	}
 	p.put(etcdData+"/snap/db", "all secrets of the site")
+	p.put(DirectoryData+"/data-1/main/data.mdb", "everybody's passwords")
 	p.put("/srv/brick/of/a/volume", "homes")
 	return p
 }
@@ -42,9 +43,10 @@ func fenced(t *testing.T, p *pc) {
 	}
 	files := p.files()
 	for name, want := range map[string]string{
-		Quarantine + "/snap/db":  "all secrets of the site",
-		"/srv/brick/of/a/volume": "homes",
-		host.BalancerFile:        string(host.BalancerConfig("lab", (&Init{Address: netip.MustParseAddr("10.0.0.11")}).ownMasters())),
+		Quarantine + "/snap/db":                       "all secrets of the site",
+		"/srv/brick/of/a/volume":                      "homes",
+		DirectoryQuarantine + "/data-1/main/data.mdb": "everybody's passwords",
+		host.BalancerFile:                             string(host.BalancerConfig("lab", (&Init{Address: netip.MustParseAddr("10.0.0.11")}).ownMasters())),
 	} {
 		if files[name] != want {
 			t.Errorf("%s is %q, want %q", name, files[name], want)
@@ -56,8 +58,11 @@ func fenced(t *testing.T, p *pc) {
 	if entries, err := os.ReadDir(p.Path(etcdDir)); err == nil && len(entries) > 0 {
 		t.Errorf("in %s is %v left, and kubeadm wants it empty", etcdDir, entries)
 	}
-	if p.Exists(arriving) {
-		t.Errorf("%s is left", arriving)
+	if p.Exists(DirectoryData) {
+		t.Errorf("%s is left", DirectoryData)
+	}
+	if p.Exists(arriving(Quarantine)) {
+		t.Errorf("%s is left", arriving(Quarantine))
 	}
 	m, err := Read(p.Host)
 	if err != nil || m == nil || m.Name != "pc-01" || !inHosts(p.Host, "api.lab.internal") || !p.Exists(host.CAFile) {
@@ -92,10 +97,7 @@ func TestFence(t *testing.T) {
 	if todo, err := host.Look(t.Context(), f.Steps()); err != nil || len(todo) > 0 {
 		t.Errorf("still to do: %q %v", todo, err)
 	}
-	for _, s := range f.Steps()[:5] { // network flushes routes each time
-		if s.Name == "quarantine" {
-			continue // there is nothing to put aside
-		}
+	for _, s := range f.Steps()[:6] { // network flushes routes each time
 		if err := s.Do(t.Context()); err != nil {
 			t.Errorf("%s again: %v", s.Name, err)
 		}
@@ -174,11 +176,11 @@ func TestFenceBroken(t *testing.T) {
 func TestPutAside(t *testing.T) {
 	for name, left := range map[string]func(p *pc){
 		"nothing":          func(*pc) {},
-		"a part of a copy": func(p *pc) { p.put(arriving+"/snap/db", "half") },
+		"a part of a copy": func(p *pc) { p.put(arriving(Quarantine)+"/snap/db", "half") },
 		"an older copy":    func(p *pc) { p.put(Quarantine+"/snap/db", "old") },
 		"the copy is whole, not in place": func(p *pc) {
 			os.MkdirAll(p.Path(host.StateDir+"/quarantine"), 0o700)
-			os.Rename(p.Path(etcdData), p.Path(arriving))
+			os.Rename(p.Path(etcdData), p.Path(arriving(Quarantine)))
 		},
 		"in place, and the source is there": func(p *pc) { p.put(Quarantine+"/snap/db", "all secrets of the site") },
 	} {
@@ -190,7 +192,7 @@ func TestPutAside(t *testing.T) {
 			if err := host.Do(t.Context(), []host.Step{f.quarantine()}, p.tell); err != nil {
 				t.Fatal(err)
 			}
-			if files := p.files(); files[Quarantine+"/snap/db"] != "all secrets of the site" || p.Exists(arriving) || p.Exists(etcdData) {
+			if files := p.files(); files[Quarantine+"/snap/db"] != "all secrets of the site" || p.Exists(arriving(Quarantine)) || p.Exists(etcdData) {
 				t.Errorf("%v", files)
 			}
 		})
@@ -213,7 +215,7 @@ func TestPutAsideElsewhere(t *testing.T) {
 	if err := os.Rename(p.Path(host.StateDir+"/x"), elsewhere+"/x"); !errors.Is(err, syscall.EXDEV) {
 		t.Skipf("%s and %s are one file system: %v", p.Root, elsewhere, err)
 	}
-	if err := putAside(p.Host); err != nil {
+	if err := putAside(p.Host, etcdData, Quarantine); err != nil {
 		t.Fatal(err)
 	}
 	if text, err := os.ReadFile(elsewhere + "/etcd/snap/db"); string(text) != "all secrets of the site" || p.Exists(etcdData) {

@@ -78,6 +78,7 @@ func (r *Reset) Steps() []host.Step {
 	return []host.Step{
 		stopAgent(h),            // it would put the balancer back
 		r.leave(),               //
+		directoryAside(h),       // people's passwords, which no git has
 		network(h),              // after the Pods, which use it
 		rules(h),                //
 		forgetEndpoint(h),       // after kubeadm, which speaks to the site by it

@@ -15,6 +15,13 @@
 //	probe write FOLDER COUNT SEED PAUSE
 //	probe read FOLDER
 //	probe verify FOLDER
+//
+// What it does with people stands in people.go:
+//
+//	probe bind ADDRESS CA
+//	probe change ADDRESS CA
+//	probe enroll ADDRESS CA LOGIN BELOW COUNT
+//	probe dump ADDRESS CA BASE
 package main
 
 import (
@@ -54,6 +61,14 @@ func run(args []string) error {
 		return read(args[0])
 	case verb == "verify" && len(args) == 1:
 		return verify(args[0], os.Stdin)
+	case verb == "bind" && len(args) == 2:
+		return bind(args[0], args[1])
+	case verb == "change" && len(args) == 2:
+		return change(args[0], args[1])
+	case verb == "enroll" && len(args) == 5:
+		return enroll(args[0], args[1], args[2], args[3], args[4])
+	case verb == "dump" && len(args) == 3:
+		return dump(args[0], args[1], args[2])
 	}
 	return serve()
 }
