@@ -94,7 +94,18 @@ func (w wired) Update(ctx context.Context, change func(*State) error) (State, er
 	return w.memory.Update(ctx, change)
 }
 
-func (m *memory) Publish(_ context.Context, certificate []byte) error { m.ca = certificate; return nil }
+func (m *memory) Publish(_ context.Context, certificate []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ca = certificate
+	return nil
+}
+
+func (m *memory) authority() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ca
+}
 
 // site is a few machines with a replica each, and a switch between them.
 type site struct {
@@ -300,7 +311,7 @@ func (s *site) write(do func(*goldap.Conn) error) {
 }
 
 func (m *machine) dial() (*goldap.Conn, error) {
-	pool, err := roots(m.site.store.ca)
+	pool, err := roots(m.site.store.authority())
 	if err != nil {
 		return nil, err
 	}
