@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"slices"
 	"strconv"
@@ -28,6 +29,7 @@ func BenchmarkSchool(b *testing.B) {
 	if n, err := strconv.Atoi(os.Getenv("KINGMAKER_USERS")); err == nil {
 		users = n
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(50)) // as the daemon has it
 	d := start(b)
 	// The site's own servers flush every change to the disk, and so does this one.
 	r := &reconciler.Reconciler{Systems: []reconciler.System{d.open(b)}}
