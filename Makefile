@@ -30,10 +30,12 @@ e2e: packages ## tests on labs: real machines, networks, power cuts; some minute
 
 e2e-long: packages ## masters and copies that die, come back, are cut off, in a lab; up to four hours
 	@.ci/packages $(LAB_PACKAGES)
-	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 240m -count=1 -v -skip '^(TestLab|TestCrown|TestVolumes)$$' ./cmd/lab/e2e
+	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 240m -count=1 -v -skip '^(TestLab|TestCrown|TestDirectory|TestVolumes)$$' ./cmd/lab/e2e
 
 bench: packages ## the figures that the issues ask for, beside kubectl in the same run
+	@.ci/packages slapd slapd-contrib ldap-utils
 	@go run ./cmd/lab bench
+	go test -run XXX -bench School -benchtime 1x ./reconciler/ldap
 
 bundle: packages ## the offline bundle, with which machines are installed: an archive in ./dist
 	@.ci/packages $(LAB_PACKAGES)
