@@ -1,0 +1,239 @@
+package session
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Person is whose desktop it is, as the directory has him.
+type Person struct {
+	Name     string
+	FullName string
+	UID, GID int64
+	Groups   []Membership // all of them, the primary one among them
+	Shell    string
+}
+
+// Membership is a group that a person is in.
+type Membership struct {
+	Name string
+	GID  int64
+}
+
+// Order is all that the Pod of one desktop is made from. None of it is text that a
+// user wrote into a Pod: each field goes to its own place in a struct of ours.
+type Order struct {
+	Session    string // name of the object
+	UID        string
+	Generation int64
+	Person     Person
+	Template   Template
+	// Affinity are the demands of the volumes on the machine: all must be met.
+	Affinity []corev1.NodeSelectorRequirement
+}
+
+// Name of the Pod, and of its Secret.
+func (o Order) Name() string { return PodName(o.Session, o.Generation) }
+
+// Where a desktop finds things.
+const (
+	secretDir = "/run/kingmaker/session"
+	usersDir  = "/var/lib/extrausers"
+)
+
+// minUID is below no person's number: a desktop never runs as root or a service, even
+// if the directory says so.
+const minUID = 1000
+
+func (o Order) meta() metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace:   Namespace,
+		Name:        o.Name(),
+		Labels:      map[string]string{Label: o.Session, OwnerLabel: Owner, "app.kubernetes.io/name": "desktop", "app.kubernetes.io/part-of": "kingmaker"},
+		Annotations: map[string]string{NumberNote: strconv.FormatInt(o.Generation, 10)},
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: Version, Kind: "Session", Name: o.Session, UID: typesUID(o.UID),
+			Controller: ptr(true), BlockOwnerDeletion: ptr(false)}},
+	}
+}
+
+// Pod is the desktop. It is gated; see the package.
+func (o Order) Pod() (*corev1.Pod, error) {
+	p, t := o.Person, o.Template
+	if p.UID < minUID || p.GID < 1 {
+		return nil, fmt.Errorf("make the Pod of %s: uid %d and gid %d are no person's", p.Name, p.UID, p.GID)
+	}
+	home := "/home/" + p.Name
+	cpu, err := resource.ParseQuantity(cmp.Or(string(t.Resources.CPU), "500m"))
+	if err != nil {
+		return nil, fmt.Errorf("read resources.cpu of Desktop %s: %w", t.Name, err)
+	}
+	memory, err := resource.ParseQuantity(cmp.Or(string(t.Resources.Memory), "2Gi"))
+	if err != nil {
+		return nil, fmt.Errorf("read resources.memory of Desktop %s: %w", t.Name, err)
+	}
+	// An idle desktop takes a quarter of what one with a browser does: a room of PCs
+	// has more of the former.
+	request := resource.MustParse("512Mi")
+	if memory.Cmp(request) < 0 {
+		request = memory
+	}
+	pod := &corev1.Pod{ObjectMeta: o.meta(), Spec: corev1.PodSpec{
+		SchedulingGates:               []corev1.PodSchedulingGate{{Name: Gate}},
+		RestartPolicy:                 corev1.RestartPolicyNever, // the next one is another generation's
+		TerminationGracePeriodSeconds: ptr(int64(20)),
+		AutomountServiceAccountToken:  ptr(false),
+		EnableServiceLinks:            ptr(false),
+		ServiceAccountName:            "desktop",
+		Hostname:                      "desktop",
+		PriorityClassName:             "kingmaker-desktop",
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsNonRoot: ptr(true), RunAsUser: ptr(p.UID), RunAsGroup: ptr(p.GID), SupplementalGroups: supplementary(p),
+			// No fsGroup: the kubelet would walk through the homes.
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		Tolerations: []corev1.Toleration{
+			{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(30))},
+			{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(30))},
+		},
+		Containers: []corev1.Container{{
+			Name: "desktop", Image: t.Image, ImagePullPolicy: corev1.PullIfNotPresent,
+			Env:   environment(p, t),
+			Ports: []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
+			ReadinessProbe: &corev1.Probe{
+				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: corev1.URISchemeHTTPS, Path: "/readyz", Port: intstr.FromInt32(Port)}},
+				PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 10,
+			},
+			Resources: corev1.ResourceRequirements{
+				Requests: corev1.ResourceList{corev1.ResourceCPU: cpu, corev1.ResourceMemory: request},
+				Limits:   corev1.ResourceList{corev1.ResourceMemory: memory},
+			},
+			SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true), Privileged: ptr(false),
+				Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			},
+		}},
+	}}
+	if len(o.Affinity) > 0 {
+		pod.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+			NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: o.Affinity}}}}}
+	}
+	pod.Finalizers = []string{Finalizer}
+
+	mount := func(v corev1.Volume, mounts ...corev1.VolumeMount) {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, v)
+		for _, m := range mounts {
+			m.Name = v.Name
+			pod.Spec.Containers[0].VolumeMounts = append(pod.Spec.Containers[0].VolumeMounts, m)
+		}
+	}
+	if t.Home != nil {
+		mount(claim("home", t.Home.Volume), corev1.VolumeMount{MountPath: home, SubPath: p.Name})
+	} else {
+		mount(empty("home", "", "2Gi"), corev1.VolumeMount{MountPath: home})
+	}
+	// The browser's cache does not belong on three disks of three machines.
+	mount(empty("cache", "", "2Gi"), corev1.VolumeMount{MountPath: home + "/.cache"})
+	mount(empty("tmp", "", "4Gi"), corev1.VolumeMount{MountPath: "/tmp"})
+	mount(empty("run", corev1.StorageMediumMemory, "64Mi"), corev1.VolumeMount{MountPath: "/run/user"})
+	mount(empty("shm", corev1.StorageMediumMemory, "512Mi"), corev1.VolumeMount{MountPath: "/dev/shm"})
+	for i, s := range t.Shared {
+		mount(claim("shared-"+strconv.Itoa(i), s.Volume), corev1.VolumeMount{MountPath: s.Path})
+	}
+	// The files are root's, and the user reads them: they are about nobody else.
+	items := func(names ...string) (paths []corev1.KeyToPath) {
+		for _, n := range names {
+			paths = append(paths, corev1.KeyToPath{Key: n, Path: n})
+		}
+		return paths
+	}
+	secret := func(name string, keys ...string) corev1.Volume {
+		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+			SecretName: o.Name(), Items: items(keys...), DefaultMode: ptr(int32(0o444))}}}
+	}
+	mount(secret("session", "token", "tls.crt", "tls.key"), corev1.VolumeMount{MountPath: secretDir, ReadOnly: true})
+	mount(secret("users", "passwd", "group"), corev1.VolumeMount{MountPath: usersDir, ReadOnly: true})
+	return pod, nil
+}
+
+// Secret of the Pod. Nobody but the portal and this one Pod gets it.
+func (o Order) Secret(token string, certificate, key []byte) *corev1.Secret {
+	meta := o.meta()
+	meta.Annotations = nil
+	return &corev1.Secret{ObjectMeta: meta, Immutable: ptr(true), Type: corev1.SecretTypeOpaque, Data: map[string][]byte{
+		"token": []byte(token), "tls.crt": certificate, "tls.key": key,
+		"passwd": []byte(passwd(o.Person)), "group": []byte(group(o.Person)),
+	}}
+}
+
+// passwd is the person's line; without one, ssh, git and the session know no name.
+func passwd(p Person) string {
+	return strings.Join([]string{p.Name, "x", strconv.FormatInt(p.UID, 10), strconv.FormatInt(p.GID, 10),
+		clean(p.FullName), "/home/" + p.Name, clean(cmp.Or(p.Shell, "/bin/bash"))}, ":") + "\n"
+}
+
+// group are the lines of the person's groups. Other members are not his affair.
+func group(p Person) string {
+	var b strings.Builder
+	for _, g := range p.Groups {
+		fmt.Fprintf(&b, "%s:x:%d:%s\n", clean(g.Name), g.GID, p.Name)
+	}
+	return b.String()
+}
+
+// clean keeps a field from becoming two, or a line from becoming two.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == ':' || r == ',' || r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func supplementary(p Person) (all []int64) {
+	for _, g := range p.Groups {
+		if g.GID != p.GID && g.GID > 0 {
+			all = append(all, g.GID)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// reserved are the variables that the session sets itself.
+var reserved = []string{"HOME", "USER", "LOGNAME", "SHELL", "DISPLAY", "XDG_RUNTIME_DIR"}
+
+func environment(p Person, t Template) (env []corev1.EnvVar) {
+	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
+		if !slices.Contains(reserved, name) && !strings.HasPrefix(name, "KINGMAKER_") {
+			// A dollar is one: the kubelet expands $(NAME).
+			env = append(env, corev1.EnvVar{Name: name, Value: strings.ReplaceAll(t.Environment[name], "$(", "$$(")})
+		}
+	}
+	return append(env,
+		corev1.EnvVar{Name: "HOME", Value: "/home/" + p.Name},
+		corev1.EnvVar{Name: "USER", Value: p.Name},
+		corev1.EnvVar{Name: "LOGNAME", Value: p.Name},
+		corev1.EnvVar{Name: "SHELL", Value: cmp.Or(p.Shell, "/bin/bash")},
+		corev1.EnvVar{Name: "XDG_RUNTIME_DIR", Value: "/run/user/" + strconv.FormatInt(p.UID, 10)},
+		corev1.EnvVar{Name: "KINGMAKER_SCREEN", Value: fmt.Sprintf("%dx%d", cmp.Or(t.Screen.Width, 1920), cmp.Or(t.Screen.Height, 1080))},
+	)
+}
+
+func claim(name, volume string) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: volume}}}
+}
+
+func empty(name string, medium corev1.StorageMedium, size string) corev1.Volume {
+	limit := resource.MustParse(size)
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: medium, SizeLimit: &limit}}}
+}
