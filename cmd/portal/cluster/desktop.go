@@ -1,0 +1,184 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/coder/websocket"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
+)
+
+// Desktop is the way to one that runs.
+type Desktop struct {
+	base   string
+	token  string
+	client *http.Client
+}
+
+// ErrAway says that the user has no desktop that runs.
+var ErrAway = errors.New("no desktop runs")
+
+// Reach is the way to the desktop of a user, as his Session has it.
+func (c *Cluster) Reach(ctx context.Context, user string) (*Desktop, error) {
+	d, ok, err := c.Look(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	if !ok || !d.Spec.Wanted || d.Status.Phase != session.Ready || d.Status.Generation != d.Spec.Generation {
+		return nil, ErrAway
+	}
+	return c.ReachPod(ctx, session.PodName(d.Name, d.Spec.Generation), d.Status.PodIP)
+}
+
+// ReachPod is the way to a Pod, of which the name and address come from the API.
+func (c *Cluster) ReachPod(ctx context.Context, pod, ip string) (*Desktop, error) {
+	address, err := netip.ParseAddr(ip)
+	pods := c.Pods
+	if !pods.IsValid() {
+		pods = defaultPods
+	}
+	if err != nil || !pods.Contains(address.Unmap()) {
+		return nil, fmt.Errorf("reach %s: %q is no address of a Pod (%s)", pod, ip, pods)
+	}
+	secret, err := c.Client.CoreV1().Secrets(session.Namespace).Get(ctx, pod, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read the Secret of %s: %s", pod, apierrors.ReasonForError(err))
+	}
+	authority, err := c.Authority(ctx, false, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	trust, err := session.Trust(authority.Certificate, secret.Data["tls.crt"])
+	if err != nil {
+		return nil, err
+	}
+	return newDesktop(net.JoinHostPort(address.String(), strconv.Itoa(session.Port)), string(secret.Data["token"]), &http.Transport{
+		TLSClientConfig: trust, DisableKeepAlives: true,
+		DialContext: (&net.Dialer{Timeout: 3 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
+			Control: userTimeout}).DialContext,
+	}), nil
+}
+
+// userTimeout gives a peer 30 seconds to take what is sent: one whose machine died
+// sends no word of it.
+func userTimeout(_, _ string, raw syscall.RawConn) error {
+	var failed error
+	err := raw.Control(func(fd uintptr) {
+		failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, 30_000)
+	})
+	return errors.Join(err, failed)
+}
+
+const tcpUserTimeout = 18 // TCP_USER_TIMEOUT, which package syscall lacks
+
+func newDesktop(address, token string, transport *http.Transport) *Desktop {
+	return &Desktop{base: "https://" + address, token: token, client: &http.Client{Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
+}
+
+// State is what a desktop says of itself.
+type State struct {
+	Ready       bool   `json:"ready"`
+	Stage       string `json:"stage"` // starting, screen or painted
+	IdleSeconds *int64 `json:"idleSeconds"`
+	Clients     int    `json:"clients"`
+}
+
+// State asks the desktop.
+func (d *Desktop) State(ctx context.Context) (s State, err error) {
+	body, err := d.ask(ctx, http.MethodGet, "/status", nil)
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(body, &s)
+}
+
+// Warn shows the user a text, on his desktop.
+func (d *Desktop) Warn(ctx context.Context, text string) error {
+	body, err := json.Marshal(map[string]string{"text": text})
+	if err != nil {
+		return err
+	}
+	_, err = d.ask(ctx, http.MethodPost, "/warn", body)
+	return err
+}
+
+func (d *Desktop) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, d.base+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Authorization", "Bearer "+d.token)
+	if body != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	answer, err := d.client.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("ask the desktop: %w", err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, 1<<16))
+	if err == nil && answer.StatusCode/100 != 2 {
+		err = fmt.Errorf("ask the desktop: %s answers %d", path, answer.StatusCode)
+	}
+	return text, err
+}
+
+// Screen opens the stream of the screen. Nothing of the visitor's own request goes
+// along.
+func (d *Desktop) Screen(ctx context.Context) (*websocket.Conn, error) {
+	conn, _, err := websocket.Dial(ctx, d.base+"/vnc", &websocket.DialOptions{
+		HTTPClient: d.client, HTTPHeader: http.Header{"Authorization": {"Bearer " + d.token}},
+		Subprotocols: []string{"binary"}, CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the screen: %w", err)
+	}
+	return conn, nil
+}
+
+const authoritySecret = "desktop-ca"
+
+// Authority signs the desktops' certificates. It is made where it is missing and asked
+// for; two portals that make it at once agree on one.
+func (c *Cluster) Authority(ctx context.Context, create bool, now time.Time) (a session.Authority, err error) {
+	secrets := c.Client.CoreV1().Secrets(Namespace)
+	for range 2 {
+		secret, err := secrets.Get(ctx, authoritySecret, metav1.GetOptions{})
+		if err == nil {
+			return session.Authority{Certificate: secret.Data["tls.crt"], Key: secret.Data["tls.key"]}, nil
+		}
+		if !apierrors.IsNotFound(err) || !create {
+			return a, fmt.Errorf("read the authority of desktops: %s", apierrors.ReasonForError(err))
+		}
+		if a, err = session.NewAuthority(now); err != nil {
+			return a, err
+		}
+		_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: authoritySecret, Labels: map[string]string{session.OwnerLabel: session.Owner}},
+			Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": a.Certificate, "tls.key": a.Key}}, metav1.CreateOptions{})
+		if err == nil {
+			return a, nil
+		}
+		if !apierrors.IsAlreadyExists(err) {
+			return a, fmt.Errorf("keep the authority of desktops: %s", apierrors.ReasonForError(err))
+		}
+	}
+	return a, errors.New("the authority of desktops comes and goes")
+}
