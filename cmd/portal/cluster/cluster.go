@@ -36,7 +36,7 @@ const Namespace = "kingmaker-portal"
 type Cluster struct {
 	Client  kubernetes.Interface
 	Dynamic dynamic.Interface
-	// Pods is the range of the Pods' addresses. The zero value is Kingmaker's default.
+	// Pods is the range of the Pods' addresses. The zero value is the Site's.
 	Pods netip.Prefix
 	// Site is the name of the Site object; "" is the only one there is.
 	Site string
@@ -204,16 +204,16 @@ func (c *Cluster) Stop(ctx context.Context, user string) error {
 	return c.change(ctx, user, func(s *session.Spec) bool { was := s.Wanted; s.Wanted = false; return was })
 }
 
-// Off notes that the machine is off, on which the desktop before may still be.
-func (c *Cluster) Off(ctx context.Context, user string) error {
+// Off notes an administrator's word that the machine is off, on which a Pod may still
+// be: the one that he was shown, which the user waits for.
+func (c *Cluster) Off(ctx context.Context, user, pod string) error {
 	d, ok, err := c.Look(ctx, user)
-	if err != nil || !ok {
+	if err != nil {
 		return err
 	}
-	if d.Status.Phase != session.Fenced || d.Status.Pod == "" {
-		return errors.New("nothing waits for a machine")
+	if !ok || d.Status.Phase != session.Fenced || d.Status.Pod != pod || pod == "" {
+		return ErrLate
 	}
-	pod := d.Status.Pod // of what the administrator was shown
 	return c.change(ctx, user, func(s *session.Spec) bool { s.Off = pod; return true })
 }
 

@@ -45,13 +45,29 @@ func (c *Cluster) Reach(ctx context.Context, user string) (*Desktop, error) {
 	return c.ReachPod(ctx, session.PodName(d.Name, d.Spec.Generation), d.Status.PodIP)
 }
 
+// PodRange has the addresses of all Pods, and of nothing else.
+func (c *Cluster) PodRange(ctx context.Context) (netip.Prefix, error) {
+	if c.Pods.IsValid() {
+		return c.Pods, nil
+	}
+	site, err := c.ReadSite(ctx)
+	if err != nil || site.Pods == "" {
+		return defaultPods, err
+	}
+	pods, err := netip.ParsePrefix(site.Pods)
+	if err != nil {
+		return pods, fmt.Errorf("read network.pods of the Site: %w", err)
+	}
+	return pods, nil
+}
+
 // ReachPod is the way to a Pod, of which the name and address come from the API.
 func (c *Cluster) ReachPod(ctx context.Context, pod, ip string) (*Desktop, error) {
-	address, err := netip.ParseAddr(ip)
-	pods := c.Pods
-	if !pods.IsValid() {
-		pods = defaultPods
+	pods, err := c.PodRange(ctx)
+	if err != nil {
+		return nil, err
 	}
+	address, err := netip.ParseAddr(ip)
 	if err != nil || !pods.Contains(address.Unmap()) {
 		return nil, fmt.Errorf("reach %s: %q is no address of a Pod (%s)", pod, ip, pods)
 	}

@@ -41,6 +41,15 @@ var (
 	ErrBusy    = errors.New("too many people sign in at once")
 )
 
+// Refused is an ErrRefused that knows, for the log alone, whom it is about. A name that
+// is nobody's stays out of logs: people type passwords into the wrong field.
+type Refused struct{ User string }
+
+func (*Refused) Error() string { return ErrRefused.Error() }
+
+// Is makes it an ErrRefused.
+func (*Refused) Is(target error) bool { return target == ErrRefused }
+
 // Person is somebody who signed in.
 type Person struct {
 	session.Person
@@ -117,7 +126,7 @@ func (l *LDAP) SignIn(ctx context.Context, user, password string) (Person, error
 	case err != nil && !errors.Is(err, ErrRefused):
 		return Person{}, err
 	case err != nil || !known:
-		return Person{}, ErrRefused
+		return Person{}, &Refused{p.Name}
 	}
 	return p, nil
 }

@@ -92,7 +92,7 @@ func TestDirectory(t *testing.T) {
 		{"anna)(uid=*", "correct horse battery"}, {"anna\x00", "correct horse battery"}, {"nobody", "the portal's own"}, {"anna", strings.Repeat("x", 1000)},
 		{strings.Repeat("a", 33), "correct horse battery"},
 	} {
-		if _, err := d.SignIn(ctx, try[0], try[1]); err != signin.ErrRefused {
+		if _, err := d.SignIn(ctx, try[0], try[1]); !errors.Is(err, signin.ErrRefused) || err.Error() != signin.ErrRefused.Error() {
 			t.Errorf("%q: %v", try[0], err)
 		}
 	}
