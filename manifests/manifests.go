@@ -9,6 +9,7 @@
 //	machines         what the agents of machines may do
 //	directory        people and groups in LDAP
 //	directory/backup its nightly backup, for sites that have a volume for that
+//	portal           where people sign in, and what their desktops may do
 //
 // All but base are for clusters that noded made: Site.spec.kubernetes.managed.
 //
@@ -23,19 +24,20 @@ import (
 	"io/fs"
 )
 
-//go:embed base directory machines network reconciler
+//go:embed base directory machines network portal reconciler
 var files embed.FS
 
 // Files are the bases, each a folder with a kustomization.yaml.
 func Files() fs.FS { return files }
 
-// Images are the tags of the images in the bases, by name. Those of reconcile and
-// directory are the version of whoever asks: reconcile deploys itself, and what was
+// Images are the tags of the images in the bases, by name. Those of reconcile,
+// directory and portal are the version of whoever asks: reconcile deploys itself, and what was
 // built with it.
 func Images(version string) map[string]string {
 	return map[string]string{
 		"kingmaker.dev/directory": version,
 		"kingmaker.dev/flannel":   "v0.28.4", // as cmd/lab/build/flannel has it; a test compares
+		"kingmaker.dev/portal":    version,
 		"kingmaker.dev/reconcile": version,
 	}
 }

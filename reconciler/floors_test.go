@@ -22,10 +22,19 @@ var mayImport = map[string][]string{
 	"cmd/reconcile": {"..."},
 	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/...", "reconciler/gluster", "reconciler/gluster/..."},
 	"cmd/directory": {"cmd/directory/...", "reconciler/plan"},
+	"cmd/portal":    {"cmd/portal/..."}, // it meets the reconciler in Kubernetes and LDAP, not in Go
 	"cmd/lab":       {"cmd/lab/..."},
 
 	// beside: how the server is set up that cmd/directory runs
 	"cmd/directory/slapd": {"reconciler/plan"}, // of plan only what a secret is
+
+	// beside: the rooms of the portal
+	"cmd/portal/session": {}, // pure: what the life of a desktop is
+	"cmd/portal/cluster": {"cmd/portal/session"},
+	"cmd/portal/keeper":  {"cmd/portal/session", "cmd/portal/cluster"}, // carries it out
+	"cmd/portal/signin":  {"cmd/portal/session"},                       // of session only what a person is
+	"cmd/portal/visit":   {},
+	"cmd/portal/web":     {"cmd/portal/session", "cmd/portal/cluster", "cmd/portal/signin", "cmd/portal/visit"},
 
 	// beside: what the lab is made of; it knows nothing of ours
 	"cmd/lab/lock":         {},

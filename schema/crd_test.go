@@ -1,6 +1,7 @@
 package schema_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"github.com/invopop/jsonschema"
 	"sigs.k8s.io/yaml"
 
+	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
 	"github.com/kingmaker-io/kingmaker/reconciler/kube"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
@@ -21,6 +23,8 @@ type crd struct {
 	kind, plural, short string
 	spec, status        any
 	labels              map[string]any
+	namespaced          bool
+	dir                 string         // of manifests; "" is base
 	whole               bool           // spec and status are written in one write, by one hand
 	reports             map[string]any // fields of the status that another room's hand writes
 	columns             []column
@@ -104,6 +108,17 @@ func crds() []crd {
 				{Name: "IdleAfter", Type: "string", JSONPath: ".spec.idleAfter", Description: "How long nobody touches it before it stops"},
 				age,
 			}},
+		{kind: "Session", plural: "sessions", short: "desk", spec: session.Spec{}, status: session.Status{}, namespaced: true, dir: "portal",
+			columns: []column{
+				{Name: "User", Type: "string", JSONPath: ".spec.user", Description: "Whose desktop it is"},
+				{Name: "Template", Type: "string", JSONPath: ".spec.template", Description: "Name of the Desktop"},
+				{Name: "Wanted", Type: "boolean", JSONPath: ".spec.wanted", Description: "Whether it is to run"},
+				{Name: "Phase", Type: "string", JSONPath: ".status.phase", Description: "Stopped, Stopping, Fenced, Starting, Ready or Failed"},
+				{Name: "Node", Type: "string", JSONPath: ".status.node", Description: "The machine it is on"},
+				{Name: "Input", Type: "date", JSONPath: ".status.lastInput", Description: "When its user last touched it"},
+				age,
+				{Name: "Message", Type: "string", JSONPath: ".status.message", Description: "What keeps it from running", Priority: 1},
+			}},
 	}
 }
 
@@ -115,7 +130,7 @@ func TestCRDsCurrent(t *testing.T) {
 			t.Fatal(err)
 		}
 		head := "# Generated from the Go types by go test ./schema -update. Do not edit.\n"
-		current(t, "../manifests/base/crd-"+c.plural+".yaml", append([]byte(head), text...))
+		current(t, "../manifests/"+cmp.Or(c.dir, "base")+"/crd-"+c.plural+".yaml", append([]byte(head), text...))
 	}
 }
 
@@ -156,13 +171,17 @@ func (c crd) object(t *testing.T, r *jsonschema.Reflector) map[string]any {
 	} // a Site, which has one, begins as the record of what belongs to it, before its spec is applied
 	version["schema"] = map[string]any{"openAPIV3Schema": schema}
 	metadata := map[string]any{"name": c.plural + "." + plan.Group}
+	scope := "Cluster"
+	if c.namespaced {
+		scope = "Namespaced"
+	}
 	if c.labels != nil {
 		metadata["labels"] = c.labels
 	}
 	return map[string]any{
 		"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": metadata,
 		"spec": map[string]any{
-			"group": plan.Group, "scope": "Cluster", "versions": []any{version},
+			"group": plan.Group, "scope": scope, "versions": []any{version},
 			"names": map[string]any{
 				"kind": c.kind, "listKind": c.kind + "List", "plural": c.plural, "singular": c.plural[:len(c.plural)-1],
 				"shortNames": []string{c.short}, "categories": []string{"kingmaker"},

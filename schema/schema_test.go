@@ -89,8 +89,8 @@ func newReflector(t *testing.T) *jsonschema.Reflector {
 		RequiredFromJSONSchemaTags: true, // omitzero says nothing of what must be there
 		Mapper:                     mapped,
 	}
-	for _, room := range []string{"plan", "machine", "gluster", "ldap", "kube"} {
-		if err := r.AddGoComments("github.com/kingmaker-io/kingmaker/schema", "../reconciler/"+room); err != nil {
+	for _, room := range []string{"reconciler/plan", "reconciler/machine", "reconciler/gluster", "reconciler/ldap", "reconciler/kube", "cmd/portal/session"} {
+		if err := r.AddGoComments("github.com/kingmaker-io/kingmaker/schema", "../"+room); err != nil {
 			t.Fatal(err)
 		}
 	}
