@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -17,7 +18,7 @@ import (
 
 // How the stream of a screen is looked after.
 const (
-	pulse = 20 * time.Second // a ping to both sides, and a look at the visit
+	defaultPulse = 20 * time.Second // a ping to both sides, and a look at the visit
 	// What a browser may send at once: a clipboard.
 	maxFromBrowser = 4 << 20
 	// What a desktop may: a whole picture, of the largest screen.
@@ -71,7 +72,7 @@ func (p *Portal) screen(w http.ResponseWriter, r *http.Request) {
 	desktop.SetReadLimit(maxFromDesktop)
 	begun := p.now()
 	p.audit(r, "screen opened", v.User)
-	var s stream
+	s := stream{pulse: cmp.Or(p.pulse, defaultPulse)}
 	s.run(r.Context(), browser, desktop, func(active bool) error {
 		if active {
 			if err := p.goesOn(r, v); errors.Is(err, visit.ErrNone) {
@@ -89,6 +90,7 @@ func (p *Portal) screen(w http.ResponseWriter, r *http.Request) {
 
 // stream is one screen's bytes, in both directions.
 type stream struct {
+	pulse          time.Duration
 	sent, received atomic.Int64 // to and from the browser
 	input          atomic.Bool  // since the last pulse
 }
@@ -121,10 +123,10 @@ func (s *stream) run(ctx context.Context, browser, desktop *websocket.Conn, visi
 	for _, side := range []*websocket.Conn{browser, desktop} {
 		all.Go(func() {
 			for missed := 0; missed < 2; {
-				if !sleep(ctx, pulse) {
+				if !sleep(ctx, s.pulse) {
 					return
 				}
-				waiting, cancel := context.WithTimeout(ctx, pulse)
+				waiting, cancel := context.WithTimeout(ctx, s.pulse)
 				err := side.Ping(waiting)
 				cancel()
 				if missed++; err == nil {
@@ -135,7 +137,7 @@ func (s *stream) run(ctx context.Context, browser, desktop *websocket.Conn, visi
 		})
 	}
 	all.Go(func() {
-		for sleep(ctx, pulse) {
+		for sleep(ctx, s.pulse) {
 			if visited(s.input.Swap(false)) != nil {
 				ends <- end{statusSignedOut, "signed out"}
 				return

@@ -94,6 +94,7 @@ type Portal struct {
 	pages  map[string]*template.Template
 	words  *words
 	assets http.Handler
+	pulse  time.Duration // of screens; 0 is defaultPulse
 }
 
 // sid is the cookie. With this prefix browsers take it only over TLS, from us, and for
