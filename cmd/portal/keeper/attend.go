@@ -107,7 +107,9 @@ func (a *attendants) attend(ctx context.Context, one *attendant) {
 			way, _ = a.keeper.Cluster.ReachPod(ctx, pod.Name, pod.Status.PodIP)
 		}
 		if way != nil {
-			if s, err := way.State(ctx); err == nil {
+			if s, err := way.State(ctx); err != nil {
+				a.note(one, func() { one.stage = "" })
+			} else {
 				a.note(one, func() {
 					one.stage = s.Stage
 					if s.IdleSeconds != nil && *s.IdleSeconds >= 0 {

@@ -104,6 +104,12 @@ func (b *buffer) Write(p []byte) (int, error) {
 	return b.b.Write(p)
 }
 
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
 func start(t *testing.T) *world {
 	t.Helper()
 	if testing.Short() {
@@ -166,7 +172,7 @@ func (w *world) eventually(what string, is func() bool) {
 	for deadline := time.Now().Add(30 * time.Second); !is(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			d, _, _ := w.portal.Look(w.Context(), "anna")
-			w.Fatalf("%s: not within 30 s; %+v %+v\n%s", what, d.Spec, d.Status, w.log.b.String())
+			w.Fatalf("%s: not within 30 s; %+v %+v\n%s", what, d.Spec, d.Status, w.log.String())
 		}
 	}
 }
@@ -473,7 +479,7 @@ func TestLife(t *testing.T) {
 		}
 	}
 	for _, part := range []string{"PRIVATE KEY", value} {
-		if strings.Contains(w.log.b.String(), part) {
+		if strings.Contains(w.log.String(), part) {
 			t.Errorf("the log has %.20q", part)
 		}
 	}

@@ -45,6 +45,7 @@ type Keeper struct {
 	lists   lists
 	silent  map[string]silence
 	attends attendants
+	refused time.Time // when the directory last did not answer
 }
 
 // lists are the caches: each as old as its watch.
@@ -291,12 +292,18 @@ func (k *Keeper) order(ctx context.Context, l *look, d session.Decision) (sessio
 		d.Status.Phase, d.Status.Reason, d.Status.Message = session.Failed, reason, message
 		return d, nil
 	}
-	asked, cancel := context.WithTimeout(ctx, 10*time.Second)
+	// A directory that is away must not hold up the desktops of all others.
+	const away = "the directory does not answer, or does not know the user"
+	if k.now().Sub(k.refused) < 5*time.Second {
+		return missing(session.NoPerson, away)
+	}
+	asked, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	person, err := k.Person(asked, l.Spec.User)
 	if err != nil {
+		k.refused = k.now()
 		k.Log.Warn("the directory does not say who somebody is", "session", l.desk.Name, "error", err)
-		return missing(session.NoPerson, "the directory does not answer, or does not know the user")
+		return missing(session.NoPerson, away)
 	}
 	var groups []string
 	for _, g := range person.Groups {

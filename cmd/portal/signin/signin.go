@@ -110,6 +110,7 @@ func (l *LDAP) SignIn(ctx context.Context, user, password string) (Person, error
 		return Person{}, err
 	}
 	defer conn.Close()
+	// One question and one bind for everybody; the rest only for those who may.
 	p, dn, err := l.find(conn, a, user)
 	if err != nil && !errors.Is(err, ErrUnknown) {
 		return Person{}, err
@@ -128,7 +129,7 @@ func (l *LDAP) SignIn(ctx context.Context, user, password string) (Person, error
 	case err != nil || !known:
 		return Person{}, &Refused{p.Name}
 	}
-	return p, nil
+	return l.grouped(conn, a, p, dn)
 }
 
 // Person is who has this name; ErrUnknown is nobody, or somebody who is locked.
@@ -138,8 +139,11 @@ func (l *LDAP) Person(ctx context.Context, user string) (Person, error) {
 		return Person{}, err
 	}
 	defer conn.Close()
-	p, _, err := l.find(conn, a, user)
-	return p, err
+	p, dn, err := l.find(conn, a, user)
+	if err != nil {
+		return Person{}, err
+	}
+	return l.grouped(conn, a, p, dn)
 }
 
 // ChangePassword is done as the user: the directory decides what it takes, and hashes.
@@ -243,10 +247,15 @@ func (l *LDAP) find(conn *goldap.Conn, a Account, user string) (p Person, dn str
 	if !userName.MatchString(p.Name) || e.GetAttributeValue("pwdAccountLockedTime") == lockedForEver {
 		return p, "", ErrUnknown
 	}
+	return p, e.DN, nil
+}
+
+// grouped adds a person's groups.
+func (l *LDAP) grouped(conn *goldap.Conn, a Account, p Person, dn string) (Person, error) {
 	groups, err := conn.Search(goldap.NewSearchRequest("ou=groups,"+a.Base, goldap.ScopeSingleLevel, goldap.NeverDerefAliases, 0, 5, false,
-		fmt.Sprintf("(&(objectClass=posixGroup)(|(member=%s)(gidNumber=%d)))", goldap.EscapeFilter(e.DN), p.GID), []string{"cn", "gidNumber"}, nil))
+		fmt.Sprintf("(&(objectClass=posixGroup)(|(member=%s)(gidNumber=%d)))", goldap.EscapeFilter(dn), p.GID), []string{"cn", "gidNumber"}, nil))
 	if err != nil && !goldap.IsErrorWithCode(err, goldap.LDAPResultNoSuchObject) {
-		return p, "", fmt.Errorf("look a person's groups up: %w", scrub(err))
+		return Person{}, fmt.Errorf("look a person's groups up: %w", scrub(err))
 	}
 	if err == nil {
 		for _, g := range groups.Entries {
@@ -265,7 +274,7 @@ func (l *LDAP) find(conn *goldap.Conn, a Account, user string) (p Person, dn str
 		return strings.Compare(a.Name, b.Name)
 	})
 	p.Groups = p.Groups[:min(len(p.Groups), maxGroups)]
-	return p, e.DN, nil
+	return p, nil
 }
 
 // lockedForEver is how the reconciler locks somebody whom git disables. The directory

@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -216,7 +217,9 @@ func (p *Portal) goesOn(r *http.Request, v visitor) error {
 	if err != nil || !noted {
 		return err
 	}
-	if _, err := p.Directory.Person(r.Context(), v.User); errors.Is(err, signin.ErrUnknown) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second) // and no page waits for one that is away
+	defer cancel()
+	if _, err := p.Directory.Person(ctx, v.User); errors.Is(err, signin.ErrUnknown) {
 		p.audit(r, "visit ended: locked or gone", v.User)
 		if err := errors.Join(p.Visits.EndOthers(r.Context(), v.User, ""), p.Desks.Stop(r.Context(), v.User)); err != nil {
 			p.Log.Warn("somebody who was locked could not be put out", "error", err)
@@ -318,11 +321,12 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 		again(http.StatusBadRequest, "login.refused")
 		return
 	}
-	ctx, user, password := r.Context(), r.PostForm.Get("user"), r.PostForm.Get("password")
+	ctx, user, password := r.Context(), strings.TrimSpace(r.PostForm.Get("user")), r.PostForm.Get("password")
 	if len(user) > 64 { // no name; the same way as any that is none, and a small key for the limits
 		user = user[:64]
 	}
-	delay, ok := p.Limits.Enter(user, from(r))
+	key := strings.ToLower(user) // the directory takes Anna for anna, and so does who guesses
+	delay, ok := p.Limits.Enter(key, from(r))
 	if !ok {
 		p.audit(r, "sign-in put off", "")
 		w.Header().Set("Retry-After", "60")
@@ -331,7 +335,7 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 	}
 	signin.Pause(ctx, delay)
 	person, err := p.Directory.SignIn(ctx, user, password)
-	p.Limits.Leave(user, from(r), delay, err == nil)
+	p.Limits.Leave(key, from(r), delay, err == nil)
 	var refused *signin.Refused
 	switch {
 	case errors.As(err, &refused):
@@ -431,14 +435,15 @@ func (p *Portal) password(w http.ResponseWriter, r *http.Request, v visitor) {
 		return
 	}
 	// A stolen cookie must not be a way to guess faster.
-	delay, ok := p.Limits.Enter(v.User, from(r))
+	key := strings.ToLower(v.User)
+	delay, ok := p.Limits.Enter(key, from(r))
 	if !ok {
 		again(http.StatusTooManyRequests, "login.slow")
 		return
 	}
 	signin.Pause(r.Context(), delay)
 	err := p.Directory.ChangePassword(r.Context(), v.User, old, password)
-	p.Limits.Leave(v.User, from(r), delay, !errors.Is(err, signin.ErrRefused))
+	p.Limits.Leave(key, from(r), delay, !errors.Is(err, signin.ErrRefused))
 	switch {
 	case errors.Is(err, signin.ErrRefused):
 		p.audit(r, "change of password refused", v.User)

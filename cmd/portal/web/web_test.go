@@ -241,7 +241,7 @@ func newSite(t *testing.T) *site {
 	}))
 	t.Cleanup(desktop.Close)
 	s.portal = &Portal{Directory: s.people, Visits: s.visits, Desks: s.desks, Site: s.desks, Limits: &signin.Limits{Now: clock}, Now: clock,
-		Log: slog.New(slog.NewTextHandler(s.log, nil)), pulse: 50 * time.Millisecond,
+		Log: slog.New(slog.NewTextHandler(s.log, nil)), pulse: 400 * time.Millisecond,
 		Screens: func(ctx context.Context, user string) (*websocket.Conn, error) {
 			if d, ok, _ := s.desks.Look(ctx, user); !ok || !runs(d) {
 				return nil, cluster.ErrAway
@@ -497,13 +497,13 @@ func TestScreen(t *testing.T) {
 	s.now.Store(20 * 60)
 	_ = c.Write(t.Context(), websocket.MessageBinary, []byte{3, 0})
 	_, _, _ = c.Read(t.Context())
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(time.Second)
 	if v, _ := s.visits.Get(t.Context(), b.cookie()); !v.Seen.Equal(before.Seen) {
 		t.Error("what is seen counts as a person")
 	}
 	_ = c.Write(t.Context(), websocket.MessageBinary, []byte{4, 1})
 	_, _, _ = c.Read(t.Context())
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if v, _ := s.visits.Get(t.Context(), b.cookie()); v.Seen.After(before.Seen) {
 			break
 		}
