@@ -150,7 +150,9 @@ func (p *Portal) shownOf(d cluster.Desk) shown {
 		s.Text = "progress.fenced"
 	}
 	s.Ready = runs(d)
-	if d.Status.Reason != "" && !s.Ready {
+	// The one before takes some seconds to end, and nothing is wrong.
+	ordinary := d.Status.Reason == session.FormerAlive && p.now().Sub(d.Status.Since) < 25*time.Second
+	if d.Status.Reason != "" && !s.Ready && !ordinary {
 		s.Reason, s.Detail = "reason."+d.Status.Reason, d.Status.Message
 	}
 	if !d.Status.Since.IsZero() && p.now().Sub(d.Status.Since) > patience && !s.Ready {
