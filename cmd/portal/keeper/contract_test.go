@@ -510,7 +510,7 @@ func checkPod(t *testing.T, pod *corev1.Pod) {
 	for _, m := range c.VolumeMounts {
 		at[m.MountPath] = m.SubPath
 	}
-	for _, path := range []string{"/home/anna", "/home/anna/.cache", "/tmp", "/run/user", "/dev/shm", "/run/kingmaker/session", "/var/lib/extrausers"} {
+	for _, path := range []string{"/home/anna", "/home/anna/.cache", "/tmp", "/run/user", "/run/desktop", "/dev/shm", "/run/kingmaker/session", "/var/lib/extrausers"} {
 		if _, ok := at[path]; !ok {
 			t.Errorf("nothing is mounted at %s", path)
 		}

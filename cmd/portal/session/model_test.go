@@ -48,10 +48,8 @@ type world struct {
 
 type worldPod struct {
 	Pod
-	rev     int
-	gone    bool
-	failed  bool // as PodGC writes it, which is no kubelet's word
-	toBoots bool
+	rev    int
+	failed bool // as PodGC writes it, which is no kubelet's word
 }
 
 type worldNode struct {

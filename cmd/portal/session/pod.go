@@ -144,6 +144,7 @@ func (o Order) Pod() (*corev1.Pod, error) {
 	mount(empty("cache", "", "2Gi"), corev1.VolumeMount{MountPath: home + "/.cache"})
 	mount(empty("tmp", "", "4Gi"), corev1.VolumeMount{MountPath: "/tmp"})
 	mount(empty("run", corev1.StorageMediumMemory, "64Mi"), corev1.VolumeMount{MountPath: "/run/user"})
+	mount(empty("sockets", corev1.StorageMediumMemory, "16Mi"), corev1.VolumeMount{MountPath: "/run/desktop"}) // of cmd/desktop
 	mount(empty("shm", corev1.StorageMediumMemory, "512Mi"), corev1.VolumeMount{MountPath: "/dev/shm"})
 	for i, s := range t.Shared {
 		mount(claim("shared-"+strconv.Itoa(i), s.Volume), corev1.VolumeMount{MountPath: s.Path})
@@ -209,12 +210,12 @@ func supplementary(p Person) (all []int64) {
 	return slices.Compact(all)
 }
 
-// reserved are the variables that the session sets itself.
-var reserved = []string{"HOME", "USER", "LOGNAME", "SHELL", "DISPLAY", "XDG_RUNTIME_DIR"}
+// reserved are the variables that we or the session set.
+var reserved = []string{"HOME", "USER", "LOGNAME", "SHELL", "DISPLAY", "XDG_RUNTIME_DIR", "SCREEN"}
 
 func environment(p Person, t Template) (env []corev1.EnvVar) {
 	for _, name := range slices.Sorted(maps.Keys(t.Environment)) {
-		if !slices.Contains(reserved, name) && !strings.HasPrefix(name, "KINGMAKER_") {
+		if !slices.Contains(reserved, name) {
 			// A dollar is one: the kubelet expands $(NAME).
 			env = append(env, corev1.EnvVar{Name: name, Value: strings.ReplaceAll(t.Environment[name], "$(", "$$(")})
 		}
@@ -224,8 +225,7 @@ func environment(p Person, t Template) (env []corev1.EnvVar) {
 		corev1.EnvVar{Name: "USER", Value: p.Name},
 		corev1.EnvVar{Name: "LOGNAME", Value: p.Name},
 		corev1.EnvVar{Name: "SHELL", Value: cmp.Or(p.Shell, "/bin/bash")},
-		corev1.EnvVar{Name: "XDG_RUNTIME_DIR", Value: "/run/user/" + strconv.FormatInt(p.UID, 10)},
-		corev1.EnvVar{Name: "KINGMAKER_SCREEN", Value: fmt.Sprintf("%dx%d", cmp.Or(t.Screen.Width, 1920), cmp.Or(t.Screen.Height, 1080))},
+		corev1.EnvVar{Name: "SCREEN", Value: fmt.Sprintf("%dx%d", cmp.Or(t.Screen.Width, 1920), cmp.Or(t.Screen.Height, 1080))},
 	)
 }
 
