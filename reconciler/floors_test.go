@@ -22,10 +22,15 @@ var mayImport = map[string][]string{
 	"cmd/reconcile": {"..."},
 	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/...", "reconciler/gluster", "reconciler/gluster/..."},
 	"cmd/directory": {"cmd/directory/...", "reconciler/plan"},
+	"cmd/desktop":   {"cmd/desktop/..."}, // it runs as a user, and knows nothing of the site
 	"cmd/lab":       {"cmd/lab/..."},
 
 	// beside: how the server is set up that cmd/directory runs
 	"cmd/directory/slapd": {"reconciler/plan"}, // of plan only what a secret is
+
+	// beside: what a VNC client says, and what an X server knows
+	"cmd/desktop/rfb": {},
+	"cmd/desktop/x11": {},
 
 	// beside: what the lab is made of; it knows nothing of ours
 	"cmd/lab/lock":         {},
