@@ -147,7 +147,8 @@ func makeDesktop(ctx context.Context, set, before debianSet, home string, progre
 	begin := time.Now()
 	work := filepath.Join(string(set), "apt")
 	defer os.RemoveAll(work)
-	a, err := newAPT(ctx, work, desktopPackages())
+	// Packages do not say that they need what every Debian has.
+	a, err := newAPT(ctx, work, append(desktopPackages(), "?essential"))
 	if err != nil {
 		return err
 	}
