@@ -292,8 +292,9 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 			} else if manager.IsZero() {
 				manager = now
 			}
-			// Some sessions have nothing on the screen of their own.
-			is := err == nil && s.Manager && (painted || s.Windows > 0 || now.Sub(manager) > 5*time.Second)
+			// Between the manager and the desktop are seconds of black. Some people like it
+			// black, and some sessions have nothing on the screen of their own.
+			is := err == nil && s.Manager && (painted || s.Lit > 50 || now.Sub(manager) > 10*time.Second)
 			switch {
 			case is && !painted:
 				d.Log.Info("painted", "after", time.Since(begin).Round(time.Millisecond).String())

@@ -32,7 +32,7 @@ func (c Cookie) Authority() []byte {
 // A Screen is what a look at the screen has found.
 type Screen struct {
 	Manager bool // a window manager is there, and lives
-	Windows int  // that it manages; the desktop and its panels are some
+	Lit     int  // how many percent of the screen are not black, as it is when nothing is on it
 }
 
 // Look asks the server of a UNIX socket. It answers within a second or two, or
@@ -62,7 +62,7 @@ func look(nc io.ReadWriter, cookie Cookie) (s Screen, err error) {
 	}
 	// The window that the root names must name itself: what a dead manager left
 	// behind does not.
-	own, err := c.windows(root, check)
+	own, err := c.windows(root.id, check)
 	if err != nil || len(own) != 1 {
 		return s, err
 	}
@@ -71,12 +71,7 @@ func look(nc io.ReadWriter, cookie Cookie) (s Screen, err error) {
 		return s, err
 	}
 	s.Manager = true
-	list, err := c.atom("_NET_CLIENT_LIST")
-	if err != nil || list == 0 {
-		return s, err
-	}
-	managed, err := c.windows(root, list)
-	s.Windows = len(managed)
+	s.Lit, err = c.lit(root)
 	return s, err
 }
 
@@ -88,8 +83,14 @@ var order = binary.LittleEndian
 
 func pad(n int) int { return (n + 3) &^ 3 }
 
+// A root is the window behind all others.
+type root struct {
+	id            uint32
+	width, height uint16
+}
+
 // hello opens the connection, and gives the root window of the first screen.
-func (c conn) hello(cookie Cookie) (root uint32, err error) {
+func (c conn) hello(cookie Cookie) (r root, err error) {
 	b := []byte{'l', 0, 11, 0, 0, 0}
 	b = order.AppendUint16(b, uint16(len(protocol)))
 	b = order.AppendUint16(b, uint16(len(cookie)))
@@ -98,28 +99,28 @@ func (c conn) hello(cookie Cookie) (root uint32, err error) {
 	b = append(b, make([]byte, pad(len(protocol))-len(protocol))...)
 	b = append(b, cookie[:]...)
 	if _, err := c.Write(b); err != nil {
-		return 0, err
+		return r, err
 	}
 	head := make([]byte, 8)
 	if _, err := io.ReadFull(c, head); err != nil {
-		return 0, err
+		return r, err
 	}
 	rest := make([]byte, 4*int(order.Uint16(head[6:])))
 	if _, err := io.ReadFull(c, rest); err != nil {
-		return 0, err
+		return r, err
 	}
 	if head[0] != 1 {
-		return 0, fmt.Errorf("it refuses: %s", rest[:min(int(head[1]), len(rest))])
+		return r, fmt.Errorf("it refuses: %s", rest[:min(int(head[1]), len(rest))])
 	}
 	if len(rest) < 32 {
-		return 0, errors.New("its welcome is too short")
+		return r, errors.New("its welcome is too short")
 	}
 	// Vendor's name and pixel formats come before the screens.
 	at := 32 + pad(int(order.Uint16(rest[16:]))) + 8*int(rest[21])
-	if rest[20] == 0 || len(rest) < at+4 {
-		return 0, errors.New("it has no screen")
+	if rest[20] == 0 || len(rest) < at+24 {
+		return r, errors.New("it has no screen")
 	}
-	return order.Uint32(rest[at:]), nil
+	return root{order.Uint32(rest[at:]), order.Uint16(rest[at+20:]), order.Uint16(rest[at+22:])}, nil
 }
 
 // ask sends a request and gives its answer: 32 bytes, and what belongs to them.
@@ -180,4 +181,35 @@ func (c conn) windows(of, property uint32) (list []uint32, err error) {
 		list = append(list, order.Uint32(answer[32+4*i:]))
 	}
 	return list, nil
+}
+
+// lit looks at some lines of pixels, from the top of the screen to its bottom.
+func (c conn) lit(r root) (percent int, err error) {
+	const lines = 4
+	pixels, bright := 0, 0
+	for n := range uint16(lines) {
+		b := []byte{73, 2, 5, 0} // GetImage, as pixels
+		b = order.AppendUint32(b, r.id)
+		for _, number := range []uint16{r.width / (lines + 1) * (n + 1), 0, 1, r.height} { // x, y, width, height
+			b = order.AppendUint16(b, number)
+		}
+		b = order.AppendUint32(b, 0xffffff) // red, green, blue
+		answer, err := c.ask(b)
+		if err != nil {
+			return 0, err
+		}
+		if answer == nil || len(answer) < 32+4*int(r.height) {
+			continue // it was made smaller this moment, or has not four bytes for a pixel
+		}
+		for i := range int(r.height) {
+			pixels++
+			if order.Uint32(answer[32+4*i:])&0xffffff != 0 {
+				bright++
+			}
+		}
+	}
+	if pixels == 0 {
+		return 0, nil
+	}
+	return 100 * bright / pixels, nil
 }

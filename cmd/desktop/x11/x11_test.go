@@ -22,6 +22,9 @@ func welcome(root uint32) []byte {
 	rest = append(rest, "tiger\x00\x00\x00"...)
 	rest = append(rest, make([]byte, 16)...)
 	rest = order.AppendUint32(rest, root)
+	rest = append(rest, make([]byte, 16)...)
+	rest = order.AppendUint16(rest, 1280)
+	rest = order.AppendUint16(rest, 4)
 	head := []byte{1, 0, 11, 0, 0, 0, 0, 0}
 	order.PutUint16(head[6:], uint16(len(rest)/4))
 	return append(head, rest...)
@@ -45,9 +48,20 @@ func windows(list ...uint32) []byte {
 	return b
 }
 
+func line(pixels ...uint32) []byte {
+	b := make([]byte, 32)
+	b[0], b[1] = 1, 24
+	order.PutUint32(b[4:], uint32(len(pixels)))
+	for _, p := range pixels {
+		b = order.AppendUint32(b, p)
+	}
+	return b
+}
+
 var gone = make([]byte, 32) // the error that a window is none
 
 func TestLook(t *testing.T) {
+	dark, light := line(0, 0, 0xff000000, 0), line(1, 2, 3, 4)
 	for _, c := range []struct {
 		about   string
 		answers [][]byte
@@ -58,8 +72,10 @@ func TestLook(t *testing.T) {
 		{"no manager", [][]byte{welcome(7), atom(9), windows()}, Screen{}, ""},
 		{"a dead one", [][]byte{welcome(7), atom(9), windows(70), gone}, Screen{}, ""},
 		{"its number is another's now", [][]byte{welcome(7), atom(9), windows(70), windows(71)}, Screen{}, ""},
-		{"a manager", [][]byte{welcome(7), atom(9), windows(70), windows(70), atom(0)}, Screen{Manager: true}, ""},
-		{"a desktop", [][]byte{welcome(7), atom(9), windows(70), windows(70), atom(10), windows(1, 2, 3)}, Screen{true, 3}, ""},
+		{"a manager", [][]byte{welcome(7), atom(9), windows(70), windows(70), dark, dark, dark, dark}, Screen{Manager: true}, ""},
+		{"a panel", [][]byte{welcome(7), atom(9), windows(70), windows(70), line(0, 0, 0, 0x808080), dark, dark, line(0, 0, 0, 1)}, Screen{true, 12}, ""},
+		{"a desktop", [][]byte{welcome(7), atom(9), windows(70), windows(70), light, light, light, light}, Screen{true, 100}, ""},
+		{"made smaller", [][]byte{welcome(7), atom(9), windows(70), windows(70), gone, light, line(1), light}, Screen{true, 100}, ""},
 		{"refused", [][]byte{append([]byte{0, 7, 11, 0, 0, 0, 2, 0}, "no entry"...)}, Screen{}, "it refuses: no entr"},
 		{"cut", [][]byte{welcome(7)[:20]}, Screen{}, "unexpected EOF"},
 		{"an event", [][]byte{welcome(7), append([]byte{12}, make([]byte, 31)...)}, Screen{}, "kind 12"},
@@ -79,7 +95,7 @@ func TestLook(t *testing.T) {
 }
 
 func FuzzLook(f *testing.F) {
-	f.Add(bytes.Join([][]byte{welcome(7), atom(9), windows(70), windows(70), atom(10), windows(1, 2, 3)}, nil))
+	f.Add(bytes.Join([][]byte{welcome(7), atom(9), windows(70), windows(70), line(0, 1, 2, 3), gone}, nil))
 	f.Fuzz(func(_ *testing.T, answers []byte) {
 		s := &script{}
 		s.Reset(answers)

@@ -52,7 +52,7 @@ func desktopLocales() []string { return []string{"de_DE", "en_GB", "en_US", "es_
 func desktopUnwanted() []string {
 	return []string{
 		`dev/.*`, `proc/.*`, `sys/.*`, `run/.*`, `boot`, `tmp/.*`,
-		`var/(cache|log|lib/(apt|systemd|ucf|pam)|tmp)/.*`, `var/lib/dpkg/(info|.*-old|triggers|updates|parts)`,
+		`var/(log|lib/(apt|systemd|ucf|pam)|tmp|cache/(apt|debconf|ldconfig|man))/.*`, `var/lib/dpkg/(info|.*-old|triggers|updates|parts)`,
 		`etc/(apt|systemd|init\.d|rc.\.d|cron\..*|logrotate\.d|kernel|resolv\.conf|hostname|mtab)`,
 		`usr/share/(man|info|gtk-doc|lintian|bug|i18n|bash-completion|zsh|doc-base|menu|pixmaps/debian|gdb|vim|apport|reportbug)`,
 		`usr/share/doc/.*/(changelog.*|NEWS.*|README.*|examples|html|TODO.*|AUTHORS.*|.*\.gz)`,
@@ -66,10 +66,11 @@ func desktopUnwanted() []string {
 		`usr/lib/[^/]*-linux-gnu/(perl|libperl\..*|libisl\..*|libmpfr\..*|libmpc\..*)`, `usr/share/(perl|perl5)`,
 		`usr/(lib|share)/python3.*`, `usr/bin/(python3.*|pydoc.*|pygettext.*)`, `usr/lib/[^/]*-linux-gnu/libpython.*`,
 		// The container has no init.
-		`usr/lib/systemd/.*`, `usr/lib/udev`, `usr/lib/[^/]*-linux-gnu/systemd`, `usr/bin/(systemd.*|systemctl|journalctl|loginctl|busctl|networkctl|timedatectl|hostnamectl)`,
+		`usr/lib/systemd/.*`, `usr/lib/udev`, `usr/lib/[^/]*-linux-gnu/systemd`, `usr/bin/(systemd.*|[^/]*ctl|kernel-install)`,
 		`usr/lib/modules.*`, `usr/lib/tmpfiles\.d`, `usr/lib/sysusers\.d`,
 		// Logging out and locking are the portal's.
 		`usr/share/applications/(xfce4-session-logout|xfce4-screensaver.*|debian-.*)\.desktop`, `usr/bin/xflock4`,
+		`usr/share/applications/xfce4-mail-reader\.desktop`, // there is no program for mail
 		`etc/xdg/autostart/(xfce4-screensaver|xscreensaver|light-locker|xiccd)\.desktop`,
 		// Nothing runs as another user.
 		`usr/bin/(su|newgrp|chfn|chsh|passwd|gpasswd|chage|expiry)`, `usr/sbin/(unix_chkpwd|pam_.*)`, `etc/(shadow|gshadow)-?`,
@@ -107,7 +108,7 @@ func desktopSettings() (entries []entry) {
 		panic(err) // what is embedded can be read
 	}
 	for _, folder := range []string{"run/kingmaker/session/", "run/desktop/", "var/lib/extrausers/"} { // where the portal mounts
-		entries = append(entries, entry{name: folder, mode: 0o755})
+		entries = append(entries, entry{name: folder, mode: 0o1777}) // as an emptyDir is
 	}
 	return entries
 }
@@ -217,7 +218,8 @@ func installDesktop(ctx context.Context, set debianSet, base string) error {
 		args = append(args, "--dpkgopt=path-include=/usr/share/locale/"+language+"/*")
 	}
 	// Fonts are known by the time of their folder, which is the epoch in the layer.
-	_, err := run(ctx, []string{"SOURCE_DATE_EPOCH=0"}, "mmdebstrap", append(args, here.Suite, base, repository)...)
+	// No suite: the set has no Release that says which one it is.
+	_, err := run(ctx, []string{"SOURCE_DATE_EPOCH=0"}, "mmdebstrap", append(args, "", base, repository)...)
 	return err
 }
 
