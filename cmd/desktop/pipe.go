@@ -38,22 +38,22 @@ func (d *Desktop) vnc(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // Accept has answered
 	}
-	p := &pipe{ws: ws, screen: screen.(*net.UnixConn), every: pingEvery, touched: d.touched}
-	p.begin = time.Now()
+	p := &pipe{ws: ws, screen: screen.(*net.UnixConn), held: heldOf(r.Context()), every: pingEvery, touched: d.touched}
+	begin := time.Now()
 	n := d.clients.Add(1)
 	d.Log.Info("a client came", "clients", n)
 	reason := p.run()
 	n = d.clients.Add(-1)
-	d.Log.Info("a client went", "clients", n, "after", time.Since(p.begin).Round(time.Second).String(), "reason", reason.Error())
+	d.Log.Info("a client went", "clients", n, "after", time.Since(begin).Round(time.Second).String(), "reason", reason.Error())
 }
 
 // A pipe is one connection. It holds no buffer while nothing passes.
 type pipe struct {
 	ws      *websocket.Conn
 	screen  *net.UnixConn
+	held    *held
 	every   time.Duration
 	touched func() // is told of a person's input
-	begin   time.Time
 
 	seen    atomic.Bool   // the client said something
 	writing atomic.Bool   // something is on its way to the client
@@ -133,7 +133,9 @@ func (p *pipe) down() error {
 			return errScreen
 		}
 		p.writing.Store(true)
+		p.held.hold()
 		err = p.ws.Write(context.Background(), websocket.MessageBinary, b[:n])
+		err = errors.Join(err, p.held.release())
 		p.writing.Store(false)
 		p.sent.Add(uint64(n))
 		buffers.Put(b)

@@ -48,15 +48,19 @@ func (d *Desktop) serve() (stop func(), err error) {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true) // WebSockets are of that
 	server := &http.Server{
-		Handler:           d.handler(),
-		Protocols:         protocols,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: d.certificate},
+		Handler:   d.handler(),
+		Protocols: protocols,
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13, GetCertificate: d.certificate,
+			DynamicRecordSizingDisabled: true, // it delays the first screen, for pages that browsers parse as they come
+		},
+		ConnContext:       withHeld,
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // anybody who can connect could fill the log
 	}
-	go func() { _ = server.ServeTLS(listener, "", "") }()
+	go func() { _ = server.ServeTLS(holding{listener}, "", "") }()
 	d.Log.Info("listening", "address", listener.Addr().String())
 	return func() { _ = server.Close() }, nil
 }
