@@ -204,6 +204,7 @@ func (d *Desktop) startServer(ctx context.Context) (server *child, display strin
 		return server, "", fmt.Errorf("start the X server: %w\n%s", err, server.said.last(5))
 	}
 	_ = read.SetReadDeadline(time.Now().Add(30 * time.Second))
+	defer context.AfterFunc(ctx, func() { _ = read.SetReadDeadline(time.Now()) })()
 	number, err := bufio.NewReader(read).ReadString('\n')
 	if err != nil {
 		return fail(err)

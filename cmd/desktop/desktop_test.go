@@ -269,6 +269,19 @@ func TestDesktop(t *testing.T) {
 		v.send(t, 5, 0, 0, 100, 0, 100) // the pointer
 		eventually(t, "the pointer is input", func() bool { return r.status().IdleSeconds <= 1 })
 	})
+	t.Run("the screen takes the size of the window", func(t *testing.T) {
+		v := r.look(t)
+		defer v.Close()
+		// As noVNC does, first to say that it knows of sizes (ExtendedDesktopSize). One
+		// who does not makes TigerVNC 1.12 end.
+		v.send(t, 2, 0, 0, 2, 0, 0, 0, 0, 0xff, 0xff, 0xfe, 0xcc)
+		v.send(t, 251, 0, 3, 0x84, 2, 0x58, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0x84, 2, 0x58, 0, 0, 0, 0) // 900x600
+		eventually(t, "it has it", func() bool {
+			after := r.look(t)
+			defer after.Close()
+			return after.image.Rect.Max == image.Pt(900, 600)
+		})
+	})
 	t.Run("a warning is shown", func(t *testing.T) {
 		if code, text := r.ask("POST", "/warn", "Bearer "+token, `{"text": "--help <b>This desktop</b> stops in a minute & comes back"}`); code != http.StatusNoContent {
 			t.Errorf("%d %s", code, text)
