@@ -20,7 +20,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -204,32 +203,38 @@ func TestRequests(t *testing.T) {
 // TLS 1.3 is spoken.
 func TestTLS(t *testing.T) {
 	d, _ := fake(t)
-	var at atomic.Value
-	d.Log = slog.New(slog.NewTextHandler(writer(func(b []byte) {
-		if _, address, ok := strings.Cut(string(b), "address="); ok {
-			at.Store(strings.TrimSpace(address))
-		}
-	}), nil))
-	stop, err := d.serve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stop()
+	address := serve(t, d)
 	for _, name := range []string{"one", "two"} {
 		roots := secrets(t, d.Secrets, name)
-		nc, err := tls.Dial("tcp", at.Load().(string), &tls.Config{RootCAs: roots, ServerName: name})
+		nc, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots, ServerName: name})
 		if err != nil {
 			t.Fatal(err)
 		}
 		nc.Close()
 	}
-	if _, err := tls.Dial("tcp", at.Load().(string), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil {
+	if _, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil {
 		t.Error("it speaks TLS 1.2")
 	}
 	os.Remove(filepath.Join(d.Secrets, "tls.key"))
 	if _, err := d.serve(); err == nil || !strings.Contains(err.Error(), "mount its Secret at "+d.Secrets) {
 		t.Errorf("without a key: %v", err)
 	}
+}
+
+// serve serves a fake as Run does, and gives its address.
+func serve(t testing.TB, d *Desktop) (address string) {
+	t.Helper()
+	d.Log = slog.New(slog.NewTextHandler(writer(func(b []byte) {
+		if _, after, ok := strings.Cut(string(b), "address="); ok {
+			address = strings.TrimSpace(after)
+		}
+	}), nil))
+	stop, err := d.serve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return address
 }
 
 type writer func([]byte)
@@ -239,7 +244,8 @@ func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
 func dial(t testing.TB, ctx context.Context, url string, header http.Header) (*websocket.Conn, *http.Response, error) {
 	t.Helper()
 	header.Set("Authorization", "Bearer "+token)
-	return websocket.Dial(ctx, url+"/vnc", &websocket.DialOptions{HTTPHeader: header, Subprotocols: []string{"binary"}})
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // TestTLS verifies
+	return websocket.Dial(ctx, url+"/vnc", &websocket.DialOptions{HTTPClient: client, HTTPHeader: header, Subprotocols: []string{"binary"}})
 }
 
 // TestPipe: what comes in goes out, however long; clients are counted, and input is
@@ -247,9 +253,8 @@ func dial(t testing.TB, ctx context.Context, url string, header http.Header) (*w
 func TestPipe(t *testing.T) {
 	d, _ := fake(t)
 	xvnc(t, d, echo)
-	server := httptest.NewServer(d.handler())
-	defer server.Close()
-	ws, _, err := dial(t, t.Context(), server.URL, http.Header{})
+	url := "https://" + serve(t, d)
+	ws, _, err := dial(t, t.Context(), url, http.Header{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,8 +289,54 @@ func TestPipe(t *testing.T) {
 	ws.CloseNow()
 	eventually(t, "the client is forgotten", func() bool { return d.Status().Clients == 0 })
 
-	if _, answer, err := dial(t, t.Context(), server.URL, http.Header{"Origin": {"https://evil.example"}}); err == nil || answer.StatusCode != http.StatusForbidden {
+	if _, answer, err := dial(t, t.Context(), url, http.Header{"Origin": {"https://evil.example"}}); err == nil || answer.StatusCode != http.StatusForbidden {
 		t.Errorf("another origin: %v %v", answer, err)
+	}
+}
+
+// TestHeld: what is gathered goes out at once and in order, and nothing is lost of
+// what is written beside.
+func TestHeld(t *testing.T) {
+	var nothing *held
+	nothing.hold()
+	if err := nothing.release(); err != nil {
+		t.Error(err)
+	}
+	here, there := net.Pipe()
+	defer there.Close()
+	got := make(chan string)
+	go func() {
+		b := make([]byte, 100)
+		for {
+			n, err := there.Read(b)
+			if err != nil {
+				return
+			}
+			got <- string(b[:n])
+		}
+	}()
+	h := &held{Conn: here}
+	for range 2 {
+		go io.WriteString(h, "at once")
+		if text := <-got; text != "at once" {
+			t.Errorf("it wrote %q", text)
+		}
+		h.hold()
+		for _, text := range []string{"a", "b", "c"} {
+			if n, err := io.WriteString(h, text); n != 1 || err != nil {
+				t.Errorf("%d %v", n, err)
+			}
+		}
+		go h.release()
+		if text := <-got; text != "abc" {
+			t.Errorf("it wrote %q", text)
+		}
+	}
+	h.hold()
+	here.Close()
+	_, _ = io.WriteString(h, "lost")
+	if err := h.release(); err == nil {
+		t.Error("that it was closed is no error")
 	}
 }
 
