@@ -133,9 +133,11 @@ func (d *Desktop) prepare() error {
 		return fmt.Errorf("write how programs come to the screen: %w", err)
 	}
 	for _, shared := range []string{"/tmp/.X11-unix", "/tmp/.ICE-unix"} {
-		if err := os.Mkdir(shared, 0o700); err == nil {
+		err := os.Mkdir(shared, 0o700)
+		if err == nil {
 			err = os.Chmod(shared, 0o1777) // whatever the umask
-		} else if !errors.Is(err, os.ErrExist) {
+		}
+		if err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("make the folder for the X server's sockets: %w: mount an emptyDir at /tmp", err)
 		}
 	}
