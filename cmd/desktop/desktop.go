@@ -274,7 +274,7 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
 	manager := time.Time{} // since when there is a window manager
-	for painted := false; ; {
+	for painted, was := false, false; ; was = was || painted {
 		select {
 		case <-ctx.Done():
 			return "", ctx.Err()
@@ -284,7 +284,7 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 			return fmt.Sprintf("the message bus ended: %s\n%s", mailman.how(), mailman.said.last(5)), nil
 		case <-session.ended:
 			reason = fmt.Sprintf("%s ended: %s", d.Session[0], session.how())
-			if !painted { // what a user's programs said is theirs; these were none
+			if !was { // what a user's programs said is theirs; these were none
 				reason += "\n" + session.said.last(5)
 			}
 			return reason, nil
@@ -303,11 +303,12 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 				d.Log.Info("painted", "after", time.Since(begin).Round(time.Millisecond).String())
 				d.set(Painted, display, nil)
 				look.Reset(2 * time.Second)
-			case painted && !is:
-				d.set(Screen, display, cmp.Or(err, errors.New("there is no window manager")))
+				painted = true
+			case painted && err == nil && !is: // a server that does not answer in time is slow; a dead one ends
+				d.set(Screen, display, errors.New("there is no window manager"))
 				look.Reset(200 * time.Millisecond)
+				painted = false
 			}
-			painted = is
 		}
 	}
 }
@@ -342,6 +343,7 @@ func (d *Desktop) environ(display string) []string {
 	unset("SHELL", "/bin/bash")
 	unset("LANG", "C.UTF-8")
 	unset("GSETTINGS_BACKEND", "keyfile") // in the home, and without a server
+	unset("NO_AT_BRIDGE", "1")            // no screen reader is there to be told of all that happens
 	unset("XDG_SESSION_TYPE", "x11")
 	unset("XDG_CURRENT_DESKTOP", "XFCE")
 	unset("XDG_SESSION_DESKTOP", "xfce")

@@ -255,19 +255,24 @@ func TestDesktop(t *testing.T) {
 		if s := r.status(); s.Clients != 1 {
 			t.Errorf("status %+v", s)
 		}
-		// A key, and then nothing but updates.
-		v.send(t, 4, 1, 0, 0, 0, 0, 0xff, 0xe1) // Shift
-		v.send(t, 4, 0, 0, 0, 0, 0, 0xff, 0xe1)
-		eventually(t, "a key is input", func() bool { return r.status().IdleSeconds <= 1 })
-		for range 15 {
-			v.frame(t)
-			time.Sleep(200 * time.Millisecond)
+		// Each input is alone with updates for some seconds, before and after.
+		for about, input := range map[string][]byte{
+			"a key":       {4, 1, 0, 0, 0, 0, 0xff, 0xe1, 4, 0, 0, 0, 0, 0, 0xff, 0xe1}, // Shift
+			"the pointer": {5, 0, 0, 100, 0, 100},
+		} {
+			eventually(t, "nobody does anything", func() bool { v.frame(t); return r.status().IdleSeconds >= 4 })
+			begin := time.Now()
+			v.send(t, input...)
+			since := func() int { return int(time.Since(begin).Seconds()) }
+			eventually(t, about+" is input", func() bool { return r.status().IdleSeconds <= min(since(), 3) })
+			for since() < 3 {
+				v.frame(t)
+				time.Sleep(100 * time.Millisecond)
+			}
+			if want, s := since(), r.status(); s.IdleSeconds < want {
+				t.Errorf("%s was %d s ago, and updates are taken for input: %+v", about, want, s)
+			}
 		}
-		if s := r.status(); s.IdleSeconds < 3 {
-			t.Errorf("updates are taken for input: %+v", s)
-		}
-		v.send(t, 5, 0, 0, 100, 0, 100) // the pointer
-		eventually(t, "the pointer is input", func() bool { return r.status().IdleSeconds <= 1 })
 	})
 	t.Run("the screen takes the size of the window", func(t *testing.T) {
 		v := r.look(t)

@@ -96,8 +96,8 @@ func (f *family) start(cmd *exec.Cmd) (*child, error) {
 
 // how says how it ended.
 func (c *child) how() string {
-	if c.err == nil {
-		return "exit status 0"
+	if state := c.cmd.ProcessState; state != nil { // rather than that others held what it wrote to
+		return state.String()
 	}
 	return c.err.Error()
 }

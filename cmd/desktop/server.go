@@ -144,7 +144,7 @@ func (d *Desktop) warn(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no text", http.StatusBadRequest)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(r.Context(), 15*time.Second)
 	defer cancel()
 	switch err := d.notify(ctx, text); {
 	case errors.Is(err, errDark):
@@ -176,7 +176,7 @@ func (d *Desktop) notify(ctx context.Context, text string) error {
 	}
 	select {
 	case <-sent.ended:
-		if sent.err != nil {
+		if sent.err != nil && !errors.Is(sent.err, exec.ErrWaitDelay) {
 			return fmt.Errorf("notify-send: %w\n%s", sent.err, sent.said.last(3))
 		}
 		return nil
