@@ -290,9 +290,9 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 			return reason, nil
 		case now := <-look.C:
 			s, err := x11.Look("/tmp/.X11-unix/X"+display[1:], d.cookie)
-			if err != nil || !s.Manager {
+			if err == nil && !s.Manager {
 				manager = time.Time{}
-			} else if manager.IsZero() {
+			} else if err == nil && manager.IsZero() {
 				manager = now
 			}
 			// Between the manager and the desktop are seconds of black. Some people like it
