@@ -95,7 +95,7 @@ func BenchmarkProxy(b *testing.B) {
 	added := func(p *proxy) float64 { return float64(median(p.trip)-direct) / 1e6 }
 	row("one session, MB/s", "%.0f", ours.one, theirs.one, "at least 1")
 	row("50 sessions, MB/s", "%.0f", ours.many, theirs.many, "at least 3")
-	row("50 sessions, updates of 8 KB a second", "%.0f", ours.small, theirs.small, "at least 3")
+	row("50 sessions, updates of 8 KB a second", "%.0f", ours.small, theirs.small, "")
 	row("CPU of one session, ms per MB", "%.2f", 1000*ours.cpuOne, 1000*theirs.cpuOne, "below 1")
 	row("CPU of 50 sessions, ms per MB", "%.2f", 1000*ours.cpuMany, 1000*theirs.cpuMany, "below 1")
 	row("added latency, median, ms", "%.3f", added(ours), added(theirs), "below 1 ms")
