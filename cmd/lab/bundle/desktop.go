@@ -217,7 +217,6 @@ func installDesktop(ctx context.Context, set debianSet, base string) error {
 	for _, language := range slices.Sorted(maps.Keys(languages)) {
 		args = append(args, "--dpkgopt=path-include=/usr/share/locale/"+language+"/*")
 	}
-	// Fonts are known by the time of their folder, which is the epoch in the layer.
 	// No suite: the set has no Release that says which one it is.
 	_, err := run(ctx, []string{"SOURCE_DATE_EPOCH=0"}, "mmdebstrap", append(args, "", base, repository)...)
 	return err
