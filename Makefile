@@ -8,6 +8,8 @@ SHELL       := /bin/bash
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # what making a bundle and a lab needs on this computer
 LAB_PACKAGES := mmdebstrap apt-utils iproute2 iptables xfsprogs
+# what a desktop's own test runs: XFCE on a VNC server
+DESKTOP_PACKAGES := tigervnc-standalone-server xfce4-session xfwm4 xfce4-panel xfdesktop4 xfce4-settings xfce4-notifyd libnotify-bin dbus-daemon
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
 .PHONY: help demo test e2e e2e-long bench lint generate packages bundle
@@ -20,7 +22,7 @@ demo: packages ## from nothing: five PCs become a site, which stays to be tried
 	@go run ./cmd/lab demo
 
 test: packages ## unit and integration tests, with the race detector
-	@.ci/packages $(LAB_PACKAGES) fdisk haproxy glusterfs-server attr slapd slapd-contrib ldap-utils
+	@.ci/packages $(LAB_PACKAGES) fdisk haproxy glusterfs-server attr slapd slapd-contrib ldap-utils $(DESKTOP_PACKAGES)
 	@go run ./cmd/lab controlplane -- true
 	go test -race -timeout 25m ./...
 
@@ -32,10 +34,11 @@ e2e-long: packages ## masters and copies that die, come back, are cut off, in a 
 	@.ci/packages $(LAB_PACKAGES)
 	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 240m -count=1 -v -skip '^(TestLab|TestCrown|TestDirectory|TestVolumes)$$' ./cmd/lab/e2e
 
-bench: packages ## the figures that the issues ask for, beside kubectl in the same run
-	@.ci/packages slapd slapd-contrib ldap-utils
+bench: packages ## the figures that the issues ask for, beside kubectl, OpenLDAP and websockify in the same run
+	@.ci/packages slapd slapd-contrib ldap-utils websockify
 	@go run ./cmd/lab bench
-	go test -run XXX -bench School -benchtime 1x ./reconciler/ldap
+	go test -run '^$$' -bench School -benchtime 1x ./reconciler/ldap
+	go test -run '^$$' -bench Proxy -benchtime 1x ./cmd/desktop
 
 bundle: packages ## the offline bundle, with which machines are installed: an archive in ./dist
 	@.ci/packages $(LAB_PACKAGES)

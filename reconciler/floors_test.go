@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/...", "reconciler/gluster", "reconciler/gluster/..."},
 	"cmd/directory": {"cmd/directory/...", "reconciler/plan"},
 	"cmd/portal":    {"cmd/portal/..."}, // it meets the reconciler in Kubernetes and LDAP, not in Go
+	"cmd/desktop":   {"cmd/desktop/..."}, // it runs as a user, and knows nothing of the site
 	"cmd/lab":       {"cmd/lab/..."},
 
 	// beside: how the server is set up that cmd/directory runs
@@ -35,6 +36,9 @@ var mayImport = map[string][]string{
 	"cmd/portal/signin":  {"cmd/portal/session"},                       // of session only what a person is
 	"cmd/portal/visit":   {},
 	"cmd/portal/web":     {"cmd/portal/session", "cmd/portal/cluster", "cmd/portal/signin", "cmd/portal/visit"},
+	// beside: what a VNC client says, and what an X server knows
+	"cmd/desktop/rfb": {},
+	"cmd/desktop/x11": {},
 
 	// beside: what the lab is made of; it knows nothing of ours
 	"cmd/lab/lock":         {},

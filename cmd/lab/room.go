@@ -84,6 +84,7 @@ func runUp(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	flags.IntVar(&o.machines, "machines", 5, "how many")
 	flags.StringVar(&o.site, "site", "", "the `DIR` whose content is the site repo's first commit (default examples/lab)")
 	flags.StringVar(&o.bundle, "bundle", "", "the `DIR` of a bundle (default: one is made)")
+	flags.BoolVar(&o.desktops, "desktops", false, "with the image of desktops, of 650 MB, which each machine unpacks")
 	r, err := parseRoom(flags, args, 0)
 	if err != nil {
 		return err
@@ -100,6 +101,7 @@ type upOptions struct {
 	machines int
 	site     string // folder; "" is examples/lab
 	bundle   string // folder; "" makes one
+	desktops bool   // the one that is made has the image of desktops
 }
 
 // up makes a room, and a site in it.
@@ -125,7 +127,7 @@ func up(ctx context.Context, r *room.Room, o upOptions) (*site.Site, error) {
 	began := time.Now()
 	if o.bundle == "" {
 		r.Progress("the bundle")
-		if o.bundle, err = bundle.Make(ctx, bundle.Options{}, os.Stderr); err != nil {
+		if o.bundle, err = bundle.Make(ctx, bundle.Options{NoDesktop: !o.desktops}, os.Stderr); err != nil {
 			return nil, err
 		}
 	}

@@ -17,8 +17,9 @@
 //	debian/      a flat APT repository
 //
 // The programs come from package build, the images from the programs and from
-// Debian packages (see image.go), the Debian packages from the mirror that APT on
-// this computer is configured with (see debian.go).
+// Debian packages (see image.go, and desktop.go for that of desktops), the Debian
+// packages from the mirror that APT on this computer is configured with (see
+// debian.go).
 //
 // It promises: the same programs and the same Debian packages give the same
 // bytes, folder and archive; a bundle exists whole or not at all; one whose parts
@@ -57,7 +58,8 @@ type Options struct {
 	Programs string
 	Upstream build.Upstream
 
-	// Kingmaker is a folder with noded, reconcile and directory; Version is theirs.
+	// Kingmaker is a folder with noded, reconcile, directory and desktop; Version is
+	// theirs.
 	// Empty means those of package build.
 	Kingmaker string
 	Version   string
@@ -69,6 +71,10 @@ type Options struct {
 	// Refresh looks for newer Debian packages, over the network. Without it those
 	// in the cache are used as long as the list is the same.
 	Refresh bool
+
+	// NoDesktop leaves the image of desktops out, two thirds of a bundle: for labs that
+	// try other things.
+	NoDesktop bool
 
 	// Cache is the folder where bundles and Debian packages are kept. Empty is
 	// $KINGMAKER_CACHE, or kingmaker in the user's cache folder.
@@ -149,11 +155,16 @@ func (o Options) make(ctx context.Context, progress io.Writer) (string, error) {
 	}
 	defer held.Close()
 
-	debian, err := o.debian(ctx, cache, progress)
-	if err != nil {
+	var s sets
+	if s.debian, err = o.debian(ctx, cache, progress); err != nil {
 		return "", err
 	}
-	key, err := o.key(debian)
+	if !o.NoDesktop {
+		if s.desktop, err = o.desktop(ctx, cache, progress); err != nil {
+			return "", err
+		}
+	}
+	key, err := o.key(s)
 	if err != nil {
 		return "", err
 	}
@@ -163,7 +174,7 @@ func (o Options) make(ctx context.Context, progress io.Writer) (string, error) {
 		begin := time.Now()
 		fmt.Fprintln(progress, "making the bundle", filepath.Base(dir))
 		if err := atomically(place, func(tmp string) error {
-			return o.fill(ctx, filepath.Join(tmp, filepath.Base(dir)), debian)
+			return o.fill(ctx, filepath.Join(tmp, filepath.Base(dir)), s)
 		}); err != nil {
 			return "", err
 		}
@@ -197,11 +208,20 @@ func (o Options) complete(ctx context.Context, progress io.Writer) (Options, err
 	return o, nil
 }
 
+// sets are what a bundle has from Debian: for machines and most images, and for
+// desktops ("" is none).
+type sets struct{ debian, desktop debianSet }
+
 // key names everything that goes into the bundle.
-func (o Options) key(debian debianSet) (string, error) {
-	files := []string{filepath.Join(debian.repository(), "Packages"), debian.certificates()}
+func (o Options) key(s sets) (string, error) {
+	files := []string{filepath.Join(s.debian.repository(), "Packages"), s.debian.certificates()}
 	for _, l := range debianLayers() {
-		files = append(files, debian.layer(l.name))
+		files = append(files, s.debian.layer(l.name))
+	}
+	if !o.NoDesktop {
+		for _, l := range desktopLayers() { // by their sums: they take seconds to read
+			files = append(files, s.desktop.sum(l.name))
+		}
 	}
 	for _, name := range o.programs() {
 		files = append(files, o.program(name))
@@ -230,7 +250,7 @@ func (o Options) programs() []string {
 
 // program is the file of a program.
 func (o Options) program(name string) string {
-	if slices.Contains([]string{"noded", "reconcile", "directory"}, name) {
+	if slices.Contains([]string{"noded", "reconcile", "directory", "desktop"}, name) {
 		return filepath.Join(o.Kingmaker, name)
 	}
 	return filepath.Join(o.Programs, name)
@@ -244,18 +264,18 @@ func (o Options) files(names []string) (files []string) {
 }
 
 // fill makes the folder of the bundle.
-func (o Options) fill(ctx context.Context, dir string, debian debianSet) error {
+func (o Options) fill(ctx context.Context, dir string, s sets) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	debs, err := filepath.Glob(filepath.Join(debian.repository(), "*"))
+	debs, err := filepath.Glob(filepath.Join(s.debian.repository(), "*"))
 	if err != nil {
 		return err
 	}
 	var made []Image
 	work, ctx := errgroup.WithContext(ctx)
 	work.Go(func() (err error) {
-		made, err = o.layout(ctx, filepath.Join(dir, "images"), debian)
+		made, err = o.layout(ctx, filepath.Join(dir, "images"), s)
 		return err
 	})
 	work.Go(func() error {

@@ -55,6 +55,7 @@ func fake(t *testing.T) Options {
 		}
 		write(t, set.layer(l.name), string(content))
 	}
+	fakeDesktop(t, desktopSet(o.Cache))
 	return o
 }
 
@@ -256,6 +257,15 @@ func TestImages(t *testing.T) {
 			if config.Config.User != "65532" {
 				t.Errorf("%s: runs as %q", name, config.Config.User)
 			}
+		case "desktop":
+			want = []string{config.Config.Entrypoint[0], "/usr/bin/Xtigervnc", "/usr/lib/firefox-esr/firefox-esr", "/etc/nsswitch.conf",
+				"/etc/xdg/xfce4/kiosk/kioskrc", "/etc/firefox-esr/kingmaker.js", "/run/kingmaker/session/", "/run/desktop/", "/var/lib/extrausers/", "/tmp/"}
+			if h := files["/tmp/"]; h != nil && h.Mode != 0o1777 {
+				t.Errorf("%s: /tmp has mode %o", name, h.Mode)
+			}
+			if config.Config.User != "65532" || !slices.Equal(config.Config.Cmd, []string{"run"}) {
+				t.Errorf("%s: runs %v as %q", name, config.Config.Cmd, config.Config.User)
+			}
 		case "coredns":
 			want = []string{"/coredns", "/etc/ssl/certs/ca-certificates.crt"}
 			if h := files["/coredns"]; h != nil && h.PAXRecords["SCHILY.xattr.security.capability"] == "" {
@@ -282,7 +292,7 @@ func TestImages(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"kube-apiserver:v1.36.3", "etcd:v3.6.16", "coredns:v1.14.0", "pause:3.10", "flannel:v0.28.0", "reconcile:0.1.0-abc", "directory:0.1.0-abc"} {
+	for _, name := range []string{"kube-apiserver:v1.36.3", "etcd:v3.6.16", "coredns:v1.14.0", "pause:3.10", "flannel:v0.28.0", "reconcile:0.1.0-abc", "directory:0.1.0-abc", "desktop:0.1.0-abc"} {
 		if !slices.Contains(names, "kingmaker.dev/"+name) {
 			t.Errorf("there is no image %s among %v", name, names)
 		}
@@ -451,7 +461,7 @@ func TestMissing(t *testing.T) {
 
 // TestBuilt: what package build builds is what a bundle holds, no more and no less.
 func TestBuilt(t *testing.T) {
-	built := append(build.Site.Names(), "noded", "reconcile", "directory")
+	built := append(build.Site.Names(), "noded", "reconcile", "directory", "desktop")
 	slices.Sort(built)
 	if used := (Options{}).programs(); !slices.Equal(built, used) {
 		t.Errorf("built: %q\nused:  %q", built, used)

@@ -127,7 +127,11 @@ func makeSet(ctx context.Context, set debianSet, packages []string, home string,
 	fmt.Fprintf(progress, "getting Debian packages for %s\n", here.Suite)
 	work := filepath.Join(string(set), "apt")
 	defer os.RemoveAll(work)
-	archives, err := download(ctx, work, packages, home)
+	a, err := newAPT(ctx, work, packages)
+	if err != nil {
+		return err
+	}
+	archives, err := a.fetch(ctx, home)
 	if err != nil {
 		return err
 	}
@@ -147,21 +151,26 @@ func makeSet(ctx context.Context, set debianSet, packages []string, home string,
 	return nil
 }
 
-// download has APT fetch packages and all that they depend on, as for a computer
-// on which nothing is installed, and checks Debian's signatures. The whole of it
-// goes into the bundle, for how much of it a machine has already, and in which
-// version, is not known. All of APT's state is below work; what is configured on
-// this computer counts (a proxy, say) but for its list of sources.
-func download(ctx context.Context, work string, packages []string, home string) (archives string, err error) {
-	archives = filepath.Join(work, "archives")
+// An apt is an APT with nothing of this computer's but its configuration. For it
+// nothing is installed, so that it fetches packages and all that they depend on: how
+// much of it a machine has already, and in which version, is not known.
+type apt struct {
+	work  string   // all its state is below
+	args  []string // of apt-get, to install the packages
+	would string   // what of Debian that takes: a line for each file, its name, size and sum
+}
+
+// newAPT asks Debian for what there is, and checks its signatures. What is
+// configured on this computer counts (a proxy, say) but for its list of sources.
+func newAPT(ctx context.Context, work string, packages []string) (*apt, error) {
 	for _, dir := range []string{"archives/partial", "lists/partial", "cache"} {
 		if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	lines, err := sources(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	config := filepath.Join(work, "apt.conf")
 	if err := errors.Join(
@@ -169,20 +178,51 @@ func download(ctx context.Context, work string, packages []string, home string) 
 		os.WriteFile(filepath.Join(work, "status"), nil, 0o644),
 		os.WriteFile(config, []byte(aptConfig(work)), 0o644),
 	); err != nil {
-		return "", err
+		return nil, err
 	}
 	if _, err := run(ctx, nil, "apt-get", "-c", config, "-q", "update"); err != nil {
-		return "", err
+		return nil, err
 	}
-	install := append([]string{"-c", config, "-q", "-y", "--download-only", "install"}, packages...)
-	would, err := run(ctx, nil, "apt-get", append(install, "--print-uris")...)
+	a := &apt{work: work, args: append([]string{"-c", config, "-q", "-y", "--download-only", "install"}, packages...)}
+	would, err := run(ctx, nil, "apt-get", append(a.args, "--print-uris")...)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	if err := reuse(archives, home, string(would)); err != nil {
-		return "", err
+	// APT says a line for each file: 'ADDRESS' NAME SIZE SUM.
+	var files []string
+	for _, line := range regexp.MustCompile(`(?m)^'\S+' (\S+\.deb .*)$`).FindAllStringSubmatch(string(would), -1) {
+		files = append(files, line[1])
 	}
-	_, err = run(ctx, nil, "apt-get", install...)
+	slices.Sort(files)
+	a.would = strings.Join(files, "\n")
+	return a, nil
+}
+
+// files are the names of the packages' files, as APT calls them.
+func (a *apt) files() (names []string) {
+	for line := range strings.Lines(a.would) {
+		name, _, _ := strings.Cut(line, " ")
+		names = append(names, name)
+	}
+	return names
+}
+
+// fetch gets the packages into a folder. Those that the sets in home have are
+// linked: APT checks what it finds.
+func (a *apt) fetch(ctx context.Context, home string) (archives string, err error) {
+	archives = filepath.Join(a.work, "archives")
+	for _, name := range a.files() {
+		had, err := filepath.Glob(filepath.Join(home, "*", "repository", plainName(name)))
+		if err != nil {
+			return "", err
+		}
+		if len(had) > 0 {
+			if err := os.Link(had[0], filepath.Join(archives, name)); err != nil {
+				return "", err
+			}
+		}
+	}
+	_, err = run(ctx, nil, "apt-get", a.args...)
 	return archives, err
 }
 
@@ -210,23 +250,6 @@ APT::Sandbox::User "root"; // the cache may be in a folder that only its owner e
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 `)
-}
-
-// reuse links what APT would fetch and the sets in home have. APT checks what it
-// finds. It says a line for each file: 'ADDRESS' NAME SIZE SUM.
-func reuse(archives, home, would string) error {
-	for _, line := range regexp.MustCompile(`(?m)^'\S+' (\S+\.deb) `).FindAllStringSubmatch(would, -1) {
-		had, err := filepath.Glob(filepath.Join(home, "*", "repository", plainName(line[1])))
-		if err != nil {
-			return err
-		}
-		if len(had) > 0 {
-			if err := os.Link(had[0], filepath.Join(archives, line[1])); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // sources are the lines for APT's sources.list that give the packages of the

@@ -3,8 +3,10 @@ package bundle
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,8 +25,10 @@ type image struct {
 	name, tag  string
 	below      []string // names of the layers under that with the files
 	files      []file
+	extra      []entry // what else is in the layer of the files
 	entrypoint []string
-	user       string // "" is root
+	command    []string // what the entry point is told, unless a Pod says otherwise
+	user       string   // "" is root
 }
 
 // A file is a program in an image.
@@ -46,6 +50,8 @@ const (
 	accounts = "accounts" // users, groups, certificate authorities, /tmp
 	tables   = "tables"   // Debian's iptables, nft and cp with their libraries
 	ldap     = "ldap"     // Debian's slapd and ldap-utils with theirs
+	desktop  = "desktop"  // a whole Debian, with what users find (see desktop.go)
+	browser  = "browser"  // and its browser
 )
 
 // nonroot runs what needs no rights, as in the images that are common for Go
@@ -67,7 +73,7 @@ func (o Options) images() []image {
 	reconcile.user = nonroot
 	directory := plain("directory", o.Version, accounts, ldap)
 	directory.user = nonroot
-	return []image{
+	all := []image{
 		plain("kube-apiserver", v.Kubernetes, accounts),
 		plain("kube-controller-manager", v.Kubernetes, accounts),
 		plain("kube-scheduler", v.Kubernetes, accounts),
@@ -88,15 +94,22 @@ func (o Options) images() []image {
 		reconcile,
 		directory,
 	}
+	if !o.NoDesktop {
+		d := plain("desktop", o.Version, desktop, browser)
+		d.extra, d.command = desktopSettings(), []string{"run"}
+		d.user = nonroot // a Pod says whose it is
+		all = append(all, d)
+	}
+	return all
 }
 
 // layout writes all images as an OCI image layout.
-func (o Options) layout(ctx context.Context, dir string, debian debianSet) ([]Image, error) {
+func (o Options) layout(ctx context.Context, dir string, s sets) ([]Image, error) {
 	to, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		return nil, fmt.Errorf("make an image layout: %w", err)
 	}
-	shared, err := sharedLayers(debian)
+	shared, err := o.sharedLayers(s)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +164,7 @@ func (o Options) image(i image, shared map[string]v1.Layer) (v1.Image, error) {
 	for _, name := range i.below {
 		layers = append(layers, shared[name])
 	}
-	var entries []entry
+	entries := slices.Clone(i.extra)
 	for _, f := range i.files {
 		content, err := os.ReadFile(o.program(f.program))
 		if err != nil {
@@ -181,6 +194,7 @@ func (o Options) image(i image, shared map[string]v1.Layer) (v1.Image, error) {
 	config.History = nil // would say once per layer that nothing is known
 	config.Config = v1.Config{
 		Entrypoint: i.entrypoint,
+		Cmd:        i.command,
 		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		User:       i.user,
 		WorkingDir: "/",
@@ -213,9 +227,9 @@ func describe(name string, img v1.Image) (Image, error) {
 	return Image{name, digest.String(), size}, nil
 }
 
-// sharedLayers are those that more than one image has.
-func sharedLayers(debian debianSet) (map[string]v1.Layer, error) {
-	authorities, err := os.ReadFile(debian.certificates())
+// sharedLayers are those that more than one image has, or could have.
+func (o Options) sharedLayers(s sets) (map[string]v1.Layer, error) {
+	authorities, err := os.ReadFile(s.debian.certificates())
 	if err != nil {
 		return nil, err
 	}
@@ -240,13 +254,41 @@ func sharedLayers(debian debianSet) (map[string]v1.Layer, error) {
 	}
 	layers := map[string]v1.Layer{accounts: base}
 	for _, l := range debianLayers() {
-		unpacked, err := os.ReadFile(debian.layer(l.name))
+		unpacked, err := os.ReadFile(s.debian.layer(l.name))
 		if err != nil {
 			return nil, err
 		}
 		layers[l.name] = static.NewLayer(unpacked, types.OCIUncompressedLayer)
 	}
+	if !o.NoDesktop {
+		for _, l := range desktopLayers() {
+			sum, err := s.desktop.readSum(l.name)
+			if err != nil {
+				return nil, err
+			}
+			layers[l.name] = storedLayer{s.desktop.layer(l.name), v1.Hash{Algorithm: "sha256", Hex: sum}}
+		}
+	}
 	return layers, nil
+}
+
+// A storedLayer is a tar whose sum is known, too large for memory.
+type storedLayer struct {
+	file string
+	sum  v1.Hash
+}
+
+func (l storedLayer) Digest() (v1.Hash, error)             { return l.sum, nil }
+func (l storedLayer) DiffID() (v1.Hash, error)             { return l.sum, nil }
+func (l storedLayer) Compressed() (io.ReadCloser, error)   { return os.Open(l.file) }
+func (l storedLayer) Uncompressed() (io.ReadCloser, error) { return os.Open(l.file) }
+func (l storedLayer) MediaType() (types.MediaType, error)  { return types.OCIUncompressedLayer, nil }
+func (l storedLayer) Size() (int64, error) {
+	info, err := os.Stat(l.file)
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 // layerOf makes a layer. It stays uncompressed: that is quicker to make and to

@@ -1,0 +1,385 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// BenchmarkProxy carries the same bytes through the desktop's pipe and through
+// Debian's websockify, both with TLS, to the same fake screen, and reports one beside
+// the other. It is no test: the figures are those of this computer and of this
+// minute.
+//
+//	.ci/packages websockify; go test -run '^$' -bench Proxy ./cmd/desktop
+func BenchmarkProxy(b *testing.B) {
+	if _, err := exec.LookPath("websockify"); err != nil {
+		b.Skipf("%v: .ci/packages websockify", err)
+	}
+	dir, err := os.MkdirTemp("/tmp", "pipe-") // sockets have short paths
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	roots := secrets(b, dir, "desktop")
+	if err := os.Mkdir(filepath.Join(dir, "session"), 0o700); err != nil {
+		b.Fatal(err)
+	}
+	screen := filepath.Join(dir, "session", "rfb")
+	fakeScreen(b, screen)
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	free := func() string {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer listener.Close()
+		return listener.Addr().String()
+	}
+	ours, theirs := &proxy{b: b, address: free(), path: "/vnc"}, &proxy{b: b, address: free(), path: "/websockify"}
+	for _, p := range []*proxy{ours, theirs} {
+		p.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "desktop"}}}
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "KINGMAKER_TEST_DESKTOP=pipe", "LISTEN="+ours.address, "HOME="+dir)
+	ours.start(cmd)
+	theirs.start(exec.Command("websockify", "--ssl-only", "--cert="+filepath.Join(dir, "tls.crt"), "--key="+filepath.Join(dir, "tls.key"),
+		"--unix-target="+screen, theirs.address))
+
+	const megabytes, sessions, each, rounds = 200, 50, 8, 2000
+	direct := median(roundTrips(b, func() io.ReadWriteCloser {
+		nc, err := net.Dial("unix", screen)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return nc
+	}, rounds))
+	for b.Loop() {
+		for _, p := range []*proxy{ours, theirs} {
+			p.memory = p.idle(sessions) // first: a heap that has grown hides what is new
+			p.flow(1, 20)               // warm
+			p.one, p.cpuOne = p.flow(1, megabytes)
+			p.many, p.cpuMany = p.flow(sessions, each)
+			p.small = p.updates(sessions)
+			p.trip = roundTrips(b, func() io.ReadWriteCloser { return p.dial() }, rounds)
+		}
+	}
+	b.StopTimer()
+	out := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(out, "\n\tdesktop\twebsockify\tratio\twanted\n")
+	row := func(what, format string, a, b float64, wanted string) {
+		fmt.Fprintf(out, "%s\t"+format+"\t"+format+"\t%.2f\t%s\n", what, a, b, a/b, wanted)
+	}
+	added := func(p *proxy) float64 { return float64(median(p.trip)-direct) / 1e6 }
+	row("one session, MB/s", "%.0f", ours.one, theirs.one, "at least 1")
+	row("50 sessions, MB/s", "%.0f", ours.many, theirs.many, "at least 3")
+	row("50 sessions, updates of 8 KB a second", "%.0f", ours.small, theirs.small, "")
+	row("CPU of one session, ms per MB", "%.2f", 1000*ours.cpuOne, 1000*theirs.cpuOne, "below 1")
+	row("CPU of 50 sessions, ms per MB", "%.2f", 1000*ours.cpuMany, 1000*theirs.cpuMany, "below 1")
+	row("added latency, median, ms", "%.3f", added(ours), added(theirs), "below 1 ms")
+	row("latency, 99 of 100, ms", "%.3f", float64(quantile(ours.trip, 0.99))/1e6, float64(quantile(theirs.trip, 0.99))/1e6, "")
+	row("memory of an idle session, KB", "%.0f", ours.memory, theirs.memory, "below 200 KB")
+	out.Flush()
+	b.ReportMetric(ours.one/theirs.one, "x-one")
+	b.ReportMetric(ours.many/theirs.many, "x-fifty")
+	b.ReportMetric(added(ours), "ms-added")
+	b.ReportMetric(ours.memory, "KB/session")
+}
+
+// fakeScreen sends as many bytes as it is asked for (a number and a line's end), or
+// says back what it hears (after a number of 0).
+func fakeScreen(b *testing.B, socket string) {
+	b.Helper()
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { listener.Close() })
+	content := bytes.Repeat([]byte("pixels, of an update "), 32<<10/21)
+	serve := func(nc net.Conn) {
+		defer nc.Close()
+		for {
+			var line []byte
+			for one := make([]byte, 1); one[0] != '\n'; line = append(line, one[0]) {
+				if _, err := nc.Read(one); err != nil {
+					return
+				}
+			}
+			n, _ := strconv.Atoi(strings.TrimSpace(string(line)))
+			if n == 0 {
+				_, _ = io.Copy(nc, nc)
+				return
+			}
+			for n > 0 {
+				sent, err := nc.Write(content[:min(n, len(content))])
+				if err != nil {
+					return
+				}
+				n -= sent
+			}
+		}
+	}
+	go func() {
+		for {
+			nc, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go serve(nc)
+		}
+	}()
+}
+
+// pipeMain is the desktop's server alone, for a benchmark.
+func pipeMain() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	home := os.Getenv("HOME")
+	d, err := New(Options{User: "bench", Home: home, Secrets: home, Runtime: home, Listen: os.Getenv("LISTEN"), Log: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		_, err = d.serve()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	<-ctx.Done()
+}
+
+// A proxy is one of the two.
+type proxy struct {
+	b             *testing.B
+	address, path string
+	client        *http.Client
+	cmd           *exec.Cmd
+
+	one, many       float64 // megabytes a second
+	cpuOne, cpuMany float64 // seconds for a megabyte
+	small           float64 // updates a second
+	trip            []time.Duration
+	memory          float64 // kilobytes of a session
+}
+
+func (p *proxy) start(cmd *exec.Cmd) {
+	p.b.Helper()
+	p.cmd = cmd
+	if err := cmd.Start(); err != nil {
+		p.b.Fatal(err)
+	}
+	p.b.Cleanup(func() {
+		for _, id := range append(descendants(cmd.Process.Pid, 0), cmd.Process.Pid) {
+			_ = syscall.Kill(id, syscall.SIGKILL)
+		}
+		_ = cmd.Wait()
+	})
+	eventually(p.b, "it listens", func() bool {
+		nc, err := net.Dial("tcp", p.address)
+		if err == nil {
+			nc.Close()
+		}
+		return err == nil
+	})
+}
+
+func (p *proxy) dial() net.Conn {
+	p.b.Helper()
+	ws, _, err := websocket.Dial(p.b.Context(), "https://"+p.address+p.path, &websocket.DialOptions{HTTPClient: p.client,
+		HTTPHeader: http.Header{"Authorization": {"Bearer " + token}}, Subprotocols: []string{"binary"}})
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	ws.SetReadLimit(-1)
+	return websocket.NetConn(context.Background(), ws, websocket.MessageBinary)
+}
+
+// raw is a connection of which bytes are read as they are encrypted: what the
+// client's own work costs would be in the way.
+func (p *proxy) raw() (secure *tls.Conn) {
+	p.b.Helper()
+	config := p.client.Transport.(*http.Transport).TLSClientConfig
+	secure, err := tls.Dial("tcp", p.address, config)
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	fmt.Fprintf(secure, "GET %s HTTP/1.1\r\nHost: desktop\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"+
+		"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: binary\r\nAuthorization: Bearer %s\r\n\r\n", p.path, token)
+	var answer []byte
+	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
+		if _, err := secure.Read(one); err != nil {
+			p.b.Fatal(err)
+		}
+	}
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101 ")) {
+		p.b.Fatalf("%s", answer)
+	}
+	return secure
+}
+
+// say sends a short message, with a mask that changes nothing.
+func say(secure *tls.Conn, text string) {
+	_, _ = secure.Write(append([]byte{0x82, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...))
+}
+
+// flow carries so many megabytes over each of some sessions.
+func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
+	p.b.Helper()
+	var conns []*tls.Conn
+	for range sessions {
+		conns = append(conns, p.raw())
+	}
+	before, begin := p.cpu(), time.Now()
+	var all sync.WaitGroup
+	for _, nc := range conns {
+		all.Go(func() {
+			say(nc, fmt.Sprintf("%d\n", megabytes<<20))
+			b := make([]byte, 256<<10)
+			for left := megabytes << 20; left > 0; {
+				n, err := nc.NetConn().Read(b)
+				if err != nil {
+					p.b.Error(err)
+					return
+				}
+				left -= n
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(begin).Seconds()
+	used := p.cpu() - before
+	for _, nc := range conns {
+		nc.NetConn().Close()
+	}
+	total := float64(sessions * megabytes)
+	return total / took, used / total
+}
+
+// updates asks for updates of 8 KB, the next when one is there, on each of some
+// sessions, as VNC does; and says how many came a second.
+func (p *proxy) updates(sessions int) (perSecond float64) {
+	p.b.Helper()
+	const rounds, size = 200, 8 << 10
+	var conns []net.Conn
+	for range sessions {
+		conns = append(conns, p.dial())
+	}
+	begin := time.Now()
+	var all sync.WaitGroup
+	for _, nc := range conns {
+		all.Go(func() {
+			for range rounds {
+				fmt.Fprintf(nc, "%d\n", size)
+				if _, err := io.CopyN(io.Discard, nc, size); err != nil {
+					p.b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(begin).Seconds()
+	for _, nc := range conns {
+		nc.Close()
+	}
+	return float64(sessions*rounds) / took
+}
+
+// idle opens sessions on which nothing happens.
+func (p *proxy) idle(sessions int) (kilobytes float64) {
+	p.b.Helper()
+	time.Sleep(time.Second) // those before end
+	before := p.pss()
+	for range sessions {
+		nc := p.dial()
+		defer nc.Close()
+		fmt.Fprintf(nc, "1\n")
+		if _, err := nc.Read(make([]byte, 1)); err != nil {
+			p.b.Fatal(err)
+		}
+	}
+	return (p.pss() - before) / float64(sessions)
+}
+
+func (p *proxy) processes() []int {
+	return append(descendants(p.cmd.Process.Pid, 0), p.cmd.Process.Pid)
+}
+
+// cpu is what its processes have used, in seconds.
+func (p *proxy) cpu() (seconds float64) {
+	for _, id := range p.processes() {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		const user, system, ticks = 11, 12, 100
+		for _, at := range []int{user, system} {
+			n, _ := strconv.ParseFloat(fields[at], 64)
+			seconds += n / ticks
+		}
+	}
+	return seconds
+}
+
+// pss is the memory of its processes, in kilobytes, each page shared by two counted
+// half.
+func (p *proxy) pss() (kilobytes float64) {
+	for _, id := range p.processes() {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", id))
+		for line := range strings.Lines(string(text)) {
+			if value, ok := strings.CutPrefix(line, "Pss:"); ok {
+				n, _ := strconv.ParseFloat(strings.Fields(value)[0], 64)
+				kilobytes += n
+			}
+		}
+	}
+	return kilobytes
+}
+
+// roundTrips are those of a pointer event's length.
+func roundTrips(b *testing.B, dial func() io.ReadWriteCloser, rounds int) (all []time.Duration) {
+	b.Helper()
+	nc := dial()
+	defer nc.Close()
+	fmt.Fprintf(nc, "0\n")
+	event := []byte("\x05\x01\x00\x10\x00\x20")
+	for range rounds {
+		begin := time.Now()
+		if _, err := nc.Write(event); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(nc, make([]byte, len(event))); err != nil {
+			b.Fatal(err)
+		}
+		all = append(all, time.Since(begin))
+	}
+	slices.Sort(all)
+	return all
+}
+
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	return sorted[int(q*float64(len(sorted)-1))]
+}
+
+func median(sorted []time.Duration) time.Duration { return quantile(sorted, 0.5) }
