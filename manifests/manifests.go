@@ -31,8 +31,8 @@ var files embed.FS
 func Files() fs.FS { return files }
 
 // Images are the tags of the images in the bases, by name. Those of reconcile,
-// directory and portal are the version of whoever asks: reconcile deploys itself, and what was
-// built with it.
+// directory and portal are the version of whoever asks: reconcile deploys itself, and
+// what was built with it.
 func Images(version string) map[string]string {
 	return map[string]string{
 		"kingmaker.dev/directory": version,

@@ -22,7 +22,7 @@ var mayImport = map[string][]string{
 	"cmd/reconcile": {"..."},
 	"cmd/noded":     {"reconciler/plan", "reconciler/machine", "reconciler/machine/...", "reconciler/gluster", "reconciler/gluster/..."},
 	"cmd/directory": {"cmd/directory/...", "reconciler/plan"},
-	"cmd/portal":    {"cmd/portal/..."}, // it meets the reconciler in Kubernetes and LDAP, not in Go
+	"cmd/portal":    {"cmd/portal/..."},  // it meets the reconciler in Kubernetes and LDAP, not in Go
 	"cmd/desktop":   {"cmd/desktop/..."}, // it runs as a user, and knows nothing of the site
 	"cmd/lab":       {"cmd/lab/..."},
 

@@ -151,7 +151,7 @@ func run(ctx context.Context, config *rest.Config, o options) error {
 	begin("keep desktops", func() error {
 		return lead(ctx, client, o.log, func(ctx context.Context) error {
 			go each(ctx, 5*time.Minute, func() { tell(ctx, o.log, "sweep visits", visits.Sweep(ctx)) })
-			k := keeper.Keeper{Cluster: site, Log: o.log, SelfFence: o.selfFence, Person: func(ctx context.Context, user string) (session.Person, error) {
+			k := keeper.Keeper{Cluster: site, Log: o.log, SelfFence: o.selfFence, Release: stamp, Person: func(ctx context.Context, user string) (session.Person, error) {
 				p, err := directory.Person(ctx, user)
 				return p.Person, err
 			}}

@@ -20,7 +20,7 @@ import (
 type Desktop struct {
 	// Title that users see. Default: the name.
 	Title string `json:"title,omitempty"`
-	// Image of the container, such as registry.school.example/desktops/xfce:13.2.
+	// Image of the container, such as registry.school.example/desktops/xfce:13.2; or kingmaker.dev/desktop, without a version: the one that machines have of the bundle.
 	Image string `json:"image" jsonschema:"required,minLength=1"`
 	// Groups whose members may use the desktop. Absent: everybody. []: nobody.
 	Groups []string `json:"groups,omitempty" jsonschema:"uniqueItems=true"`
@@ -82,6 +82,9 @@ const (
 // pen, such as 2 for 2Gi.
 const minMemory = "256Mi"
 
+// ownImage is as old as the portal that starts it, and needs no version.
+const ownImage = "kingmaker.dev/desktop"
+
 var (
 	// imageReference is the grammar of distribution/reference, anchored: domain, path,
 	// tag and digest. It is here because the module brings nothing else we need.
@@ -111,6 +114,9 @@ func Validate(site *plan.Site) (faults, warnings []*plan.Fault) {
 }
 
 func checkImage(d plan.Document[Desktop], r *plan.Report) {
+	if d.Spec.Image == ownImage {
+		return
+	}
 	f := plan.Fault{ID: d.ID, Field: "spec.image"}
 	m := imageReference.FindStringSubmatch(d.Spec.Image)
 	switch {

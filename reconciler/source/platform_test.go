@@ -66,7 +66,7 @@ func TestPlatform(t *testing.T) {
 	var all strings.Builder
 	for _, id := range s.Objects.IDs() {
 		origin := s.Objects[id].Origin
-		if !slices.ContainsFunc([]string{"network/", "reconciler/", "directory/"}, func(dir string) bool { return strings.HasPrefix(origin, builtIn+dir) }) {
+		if !slices.ContainsFunc([]string{"network/", "reconciler/", "directory/", "portal/"}, func(dir string) bool { return strings.HasPrefix(origin, builtIn+dir) }) {
 			continue
 		}
 		text, err := yaml.Marshal(s.Objects[id].Spec)
@@ -140,8 +140,8 @@ func TestPlatformUnmanaged(t *testing.T) {
 
 func TestPlatformManaged(t *testing.T) {
 	for spec, want := range map[string]string{
-		"":     "base directory machines network/flannel reconciler",
-		backup: "base directory directory/backup machines network/flannel reconciler",
+		"":     "base directory machines network/flannel portal reconciler",
+		backup: "base directory directory/backup machines network/flannel portal reconciler",
 	} {
 		folders := map[string]bool{}
 		for _, o := range platform(t, spec).Objects {

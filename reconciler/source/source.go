@@ -364,7 +364,7 @@ func (r *reading) choose() (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	resources := []string{"../base", "../machines", "../" + network, "../reconciler", "../directory"}
+	resources := []string{"../base", "../machines", "../" + network, "../reconciler", "../directory", "../portal"}
 	if r.backsUp() {
 		resources = append(resources, "../directory/backup")
 	}

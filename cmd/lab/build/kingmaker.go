@@ -18,8 +18,8 @@ import (
 // each change makes a new one.
 const kept = 5
 
-// Kingmaker builds Kingmaker's own programs, reconcile, noded, directory and desktop,
-// from the checkout as it is, and returns the folder that holds them. Version is 0.1.0
+// Kingmaker builds Kingmaker's own programs, reconcile, noded, directory, desktop and
+// portal, from the checkout as it is, and returns the folder that holds them. Version is 0.1.0
 // with a hash of the programs: other than a commit it holds for a checkout with changes
 // too, stays where a commit changed what they do not depend on, and is the same
 // for all who build the same source with the same Go. The programs know it: it is
@@ -40,7 +40,7 @@ func Kingmaker(ctx context.Context, progress io.Writer) (dir, version string, er
 	if progress == nil {
 		progress = io.Discard
 	}
-	o := own{root: root, cache: cache, packages: []string{"./cmd/reconcile", "./cmd/noded", "./cmd/directory", "./cmd/desktop"}}
+	o := own{root: root, cache: cache, packages: []string{"./cmd/reconcile", "./cmd/noded", "./cmd/directory", "./cmd/desktop", "./cmd/portal"}}
 	dir, version, err = o.build(ctx, progress)
 	if err != nil {
 		return "", "", fmt.Errorf("build Kingmaker: %w", err)

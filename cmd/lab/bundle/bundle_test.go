@@ -461,7 +461,7 @@ func TestMissing(t *testing.T) {
 
 // TestBuilt: what package build builds is what a bundle holds, no more and no less.
 func TestBuilt(t *testing.T) {
-	built := append(build.Site.Names(), "noded", "reconcile", "directory", "desktop")
+	built := append(build.Site.Names(), "noded", "reconcile", "directory", "desktop", "portal")
 	slices.Sort(built)
 	if used := (Options{}).programs(); !slices.Equal(built, used) {
 		t.Errorf("built: %q\nused:  %q", built, used)

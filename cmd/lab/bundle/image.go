@@ -73,6 +73,8 @@ func (o Options) images() []image {
 	reconcile.user = nonroot
 	directory := plain("directory", o.Version, accounts, ldap)
 	directory.user = nonroot
+	portal := plain("portal", o.Version, accounts)
+	portal.user = nonroot
 	all := []image{
 		plain("kube-apiserver", v.Kubernetes, accounts),
 		plain("kube-controller-manager", v.Kubernetes, accounts),
@@ -93,6 +95,7 @@ func (o Options) images() []image {
 		},
 		reconcile,
 		directory,
+		portal,
 	}
 	if !o.NoDesktop {
 		d := plain("desktop", o.Version, desktop, browser)

@@ -39,7 +39,9 @@ type Keeper struct {
 	// SelfFence is after how long without the API machines stop their desktops by
 	// themselves. 0: they do not, and one that is silent may still run them.
 	SelfFence time.Duration
-	Now       func() time.Time // nil: time.Now
+	// Release of Kingmaker; see session.Order.
+	Release string
+	Now     func() time.Time // nil: time.Now
 
 	wake    chan struct{}
 	lists   lists
@@ -326,7 +328,7 @@ func (k *Keeper) order(ctx context.Context, l *look, d session.Decision) (sessio
 	if err != nil {
 		return d, err
 	}
-	l.order = session.Order{Session: l.desk.Name, UID: l.UID, Generation: l.Spec.Generation, Person: person, Template: *l.Template, Affinity: affinity}
+	l.order = session.Order{Session: l.desk.Name, UID: l.UID, Generation: l.Spec.Generation, Person: person, Template: *l.Template, Release: k.Release, Affinity: affinity}
 	if _, err := l.order.Pod(); err != nil {
 		return missing(session.NoTemplate, err.Error())
 	}

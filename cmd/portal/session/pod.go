@@ -37,12 +37,25 @@ type Order struct {
 	Generation int64
 	Person     Person
 	Template   Template
+	// Release is the tag of an image of Kingmaker's own: a template names it without.
+	Release string
 	// Affinity are the demands of the volumes on the machine: all must be met.
 	Affinity []corev1.NodeSelectorRequirement
 }
 
 // Name of the Pod, and of its Secret.
 func (o Order) Name() string { return PodName(o.Session, o.Generation) }
+
+// OwnImage is the bundle's, which a template names without a tag: it is as old as the
+// portal, and changes with it.
+const OwnImage = "kingmaker.dev/desktop"
+
+func (o Order) image() string {
+	if o.Template.Image == OwnImage && o.Release != "" {
+		return OwnImage + ":" + o.Release
+	}
+	return o.Template.Image
+}
 
 // Where a desktop finds things.
 const (
@@ -105,7 +118,7 @@ func (o Order) Pod() (*corev1.Pod, error) {
 			{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(30))},
 		},
 		Containers: []corev1.Container{{
-			Name: "desktop", Image: t.Image, ImagePullPolicy: corev1.PullIfNotPresent,
+			Name: "desktop", Image: o.image(), ImagePullPolicy: corev1.PullIfNotPresent,
 			Env:   environment(p, t),
 			Ports: []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
 			ReadinessProbe: &corev1.Probe{

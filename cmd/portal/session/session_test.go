@@ -77,6 +77,16 @@ func TestPersons(t *testing.T) {
 	}
 }
 
+// TestOwnImage: the bundle's image is that of the portal's own release.
+func TestOwnImage(t *testing.T) {
+	for image, want := range map[string]string{session.OwnImage: session.OwnImage + ":0.1.0", session.OwnImage + ":0.0.9": session.OwnImage + ":0.0.9", "registry.example/xfce:1": "registry.example/xfce:1"} {
+		pod, err := session.Order{Session: "x", Release: "0.1.0", Template: session.Template{Image: image}, Person: session.Person{Name: "x", UID: 1000, GID: 100}}.Pod()
+		if err != nil || pod.Spec.Containers[0].Image != want {
+			t.Errorf("%s: %v, want %s", image, err, want)
+		}
+	}
+}
+
 // TestTrust: a desktop that has a certificate of the authority, and not this one, is
 // another's.
 func TestTrust(t *testing.T) {
