@@ -47,11 +47,7 @@ func TestFamily(t *testing.T) {
 	if len(ids) != 2 {
 		t.Fatalf("it said %q", c.said.last(9))
 	}
-	begin := time.Now()
 	f.end(stays.cmd.Process.Pid, 200*time.Millisecond)
-	if took := time.Since(begin); took > 4*time.Second {
-		t.Errorf("it took %s", took)
-	}
 	for _, id := range ids {
 		if alive(id) {
 			t.Errorf("process %d is still there", id)
