@@ -22,6 +22,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ It is the entry point of an image and of no use outside of one, but for
 restore, which people run in it.`,
 		Example: `  kubectl -n kingmaker-directory exec ds/directory -- directory ready
   kubectl -n kingmaker-directory exec -i ds/directory -- directory restore < directory-20260728T031700Z.ldif.gz`,
+		Version:       cmp.Or(stamp, "devel"),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

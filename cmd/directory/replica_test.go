@@ -505,7 +505,7 @@ func TestRestore(t *testing.T) {
 		t.Error("it is not as it was")
 	}
 	// But for the ID, and the portal's account.
-	if d := difference(whole, again); strings.Contains(d, "ada") || strings.Contains(d, "eve") {
+	if d := difference(whole, again); strings.Contains(d, "uid=") {
 		t.Errorf("differs: %s", d)
 	}
 	s.writer()

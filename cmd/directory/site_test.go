@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,6 +21,7 @@ import (
 	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/kingmaker-io/kingmaker/cmd/directory/slapd"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/slapdtest"
 )
 
 const base = slapd.DefaultBase
@@ -383,24 +383,7 @@ func (m *machine) content() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	slices.SortFunc(result.Entries, func(a, b *goldap.Entry) int { return strings.Compare(a.DN, b.DN) })
-	var b strings.Builder
-	for _, e := range result.Entries {
-		values := map[string][]string{}
-		for _, a := range e.Attributes {
-			values[a.Name] = slices.Sorted(slices.Values(a.Values))
-		}
-		fmt.Fprintln(&b, "dn:", e.DN)
-		for _, name := range slices.Sorted(maps.Keys(values)) {
-			if name == "hasSubordinates" {
-				continue
-			}
-			for _, v := range values[name] {
-				fmt.Fprintf(&b, "%s: %s\n", name, v)
-			}
-		}
-	}
-	return b.String(), nil
+	return slapdtest.Text(result.Entries, "hasSubordinates"), nil
 }
 
 // equal waits until all machines hold the same, and gives it.

@@ -62,19 +62,7 @@ func TestDebian(t *testing.T) {
 		}
 	})
 	t.Run("iptables runs in its layer", func(t *testing.T) {
-		if os.Getuid() != 0 {
-			t.Skip("only root may chroot")
-		}
-		content := read(t, set.layer(tables))
-		if size := len(content); size > 40<<20 {
-			t.Errorf("the layer has %d bytes", size)
-		}
-		root := t.TempDir()
-		tar := exec.Command("tar", "-x", "-C", root)
-		tar.Stdin = strings.NewReader(content)
-		if out, err := tar.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		root := rootOf(t, set, tables)
 		for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
 			out, err := exec.Command("chroot", root, name, "--version").CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "nf_tables") {
@@ -86,22 +74,9 @@ func TestDebian(t *testing.T) {
 				t.Errorf("%s: %v: %s", name, err, out)
 			}
 		}
-		t.Logf("the layer has %d bytes", len(content))
 	})
 	t.Run("slapd runs in its layer", func(t *testing.T) {
-		if os.Getuid() != 0 {
-			t.Skip("only root may chroot")
-		}
-		content := read(t, set.layer(ldap))
-		if size := len(content); size > 40<<20 {
-			t.Errorf("the layer has %d bytes", size)
-		}
-		root := t.TempDir()
-		tar := exec.Command("tar", "-x", "-C", root)
-		tar.Stdin = strings.NewReader(content)
-		if out, err := tar.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		root := rootOf(t, set, ldap)
 		write(t, filepath.Join(root, "tmp", "slapd.conf"), `include /etc/ldap/schema/core.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
@@ -122,6 +97,25 @@ directory /tmp
 			}
 			t.Logf("%s: %s", line, out)
 		}
-		t.Logf("the layer has %d bytes", len(content))
 	})
+}
+
+// rootOf unpacks a layer, for programs to be tried in.
+func rootOf(t *testing.T, set debianSet, layer string) (root string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root may chroot")
+	}
+	content := read(t, set.layer(layer))
+	t.Logf("the layer has %d bytes", len(content))
+	if size := len(content); size > 40<<20 {
+		t.Errorf("the layer has %d bytes", size)
+	}
+	root = t.TempDir()
+	tar := exec.Command("tar", "-x", "-C", root)
+	tar.Stdin = strings.NewReader(content)
+	if out, err := tar.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return root
 }

@@ -98,7 +98,7 @@ func openDirectory(t *testing.T, machine string) *directory {
 		Data     map[string]string
 	}
 	await(t, 5*time.Minute, "the directory to be made", func() (string, bool) {
-		if d.replicas(t) == nil {
+		if d.replicas() == nil {
 			return "no replica", false
 		}
 		secrets, err := objects[secret]("secrets.v1.", directorySpace)
@@ -155,7 +155,7 @@ func (p directoryPod) ready() bool {
 
 // replicas are the addresses of those that are ready, by machine; nil where they
 // cannot be listed, or are not as many as masters.
-func (d *directory) replicas(t *testing.T) map[string]string {
+func (d *directory) replicas() map[string]string {
 	masters, err := mastersOf()
 	if err != nil {
 		return nil
@@ -196,7 +196,7 @@ func (d *directory) writer() (machine string, err error) {
 func (d *directory) awaitEqual(t *testing.T, within time.Duration) (list string) {
 	t.Helper()
 	took := await(t, within, "all replicas to be equal", func() (string, bool) {
-		all := d.replicas(t)
+		all := d.replicas()
 		var sizes []string
 		same := len(all) > 0
 		for machine, address := range all {

@@ -367,15 +367,24 @@ func (s *Server) Dump() string {
 	if err != nil {
 		s.T.Fatal(err)
 	}
-	slices.SortFunc(result.Entries, func(a, b *goldap.Entry) int { return strings.Compare(a.DN, b.DN) })
+	return Text(result.Entries)
+}
+
+// Text is entries in the manner of LDIF, sorted throughout: equal ones are equal. Some
+// attributes may be left out.
+func Text(entries []*goldap.Entry, without ...string) string {
+	entries = slices.SortedFunc(slices.Values(entries), func(a, b *goldap.Entry) int { return strings.Compare(a.DN, b.DN) })
 	var b strings.Builder
-	for _, e := range result.Entries {
+	for _, e := range entries {
 		attributes := map[string][]string{}
 		for _, a := range e.Attributes {
 			attributes[a.Name] = slices.Sorted(slices.Values(a.Values))
 		}
 		fmt.Fprintln(&b, "dn:", e.DN)
 		for _, name := range slices.Sorted(maps.Keys(attributes)) {
+			if slices.Contains(without, name) {
+				continue
+			}
 			for _, value := range attributes[name] {
 				fmt.Fprintf(&b, "%s: %s\n", name, value)
 			}
