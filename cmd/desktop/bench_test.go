@@ -189,8 +189,8 @@ func (p *proxy) start(cmd *exec.Cmd) {
 		p.b.Fatal(err)
 	}
 	p.b.Cleanup(func() {
-		for _, id := range append(descendants(cmd.Process.Pid, 0), cmd.Process.Pid) {
-			_ = syscall.Kill(id, syscall.SIGKILL)
+		for _, child := range append(descendants(cmd.Process.Pid, 0), process{id: cmd.Process.Pid}) {
+			_ = syscall.Kill(child.id, syscall.SIGKILL)
 		}
 		_ = cmd.Wait()
 	})
@@ -321,8 +321,11 @@ func (p *proxy) idle(sessions int) (kilobytes float64) {
 	return (p.pss() - before) / float64(sessions)
 }
 
-func (p *proxy) processes() []int {
-	return append(descendants(p.cmd.Process.Pid, 0), p.cmd.Process.Pid)
+func (p *proxy) processes() (ids []int) {
+	for _, child := range append(descendants(p.cmd.Process.Pid, 0), process{id: p.cmd.Process.Pid}) {
+		ids = append(ids, child.id)
+	}
+	return ids
 }
 
 // cpu is what its processes have used, in seconds.

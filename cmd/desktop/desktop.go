@@ -45,6 +45,7 @@ type Desktop struct {
 	clients atomic.Int32
 	begin   time.Time
 	lost    atomic.Bool // the home is gone
+	lease   lease
 
 	mu      sync.Mutex
 	stage   Stage
@@ -79,7 +80,7 @@ func New(o Options) (*Desktop, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("the home %s is not a folder", o.Home)
 	}
-	d := &Desktop{Options: o, begin: time.Now(), stage: Starting}
+	d := &Desktop{Options: o, begin: time.Now(), stage: Starting, lease: newLease()}
 	_, _ = rand.Read(d.cookie[:]) // never fails
 	return d, nil
 }
@@ -104,6 +105,7 @@ func (d *Desktop) Run(ctx context.Context) error {
 	}
 	defer stop()
 	go d.watchHome(ctx)
+	go d.keepLease(ctx)
 	for again := (retry{}); ; {
 		begin := time.Now()
 		err := d.screen(ctx)
@@ -158,6 +160,14 @@ func (d *Desktop) screen(ctx context.Context) error {
 	}
 	d.set(Screen, display, nil)
 	d.Log.Info("screen", "display", display, "after", time.Since(d.begin).Round(time.Millisecond).String())
+	// The first program that may touch the home waits for a lease.
+	select {
+	case <-d.lease.begun:
+	case <-server.ended:
+		return fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for again := (retry{}); ; {
 		begin := time.Now()
 		reason, err := d.session(ctx, server, display)
@@ -389,6 +399,8 @@ type Status struct {
 	Reason      string `json:"reason,omitempty"` // why it is not further
 	IdleSeconds int    `json:"idleSeconds"`      // since a person's last input, or the start
 	Clients     int    `json:"clients"`          // connections to the screen
+	Clock       int64  `json:"clock"`            // ms, by which the lease counts
+	Frozen      bool   `json:"frozen"`           // its lease has run out
 }
 
 // Status is that of now.
@@ -396,7 +408,7 @@ func (d *Desktop) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	idle := time.Since(d.begin) - time.Duration(d.input.Load())
-	return Status{d.stage == Painted, d.stage, d.reason, int(idle.Seconds()), int(d.clients.Load())}
+	return Status{d.stage == Painted, d.stage, d.reason, int(idle.Seconds()), int(d.clients.Load()), clock().Milliseconds(), d.lease.frozen.Load()}
 }
 
 // touched is told of input.

@@ -67,8 +67,32 @@ func (b *safeBuffer) String() string {
 	return b.b.String()
 }
 
-// startReal runs a desktop as nobody, if this is root.
+// startReal runs a desktop as nobody, if this is root, and renews its lease.
 func startReal(t *testing.T) *real {
+	t.Helper()
+	r := startWithout(t)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for ctx.Err() == nil {
+			r.renew(time.Minute)
+			wait(ctx, 10*time.Second)
+		}
+	}()
+	t.Cleanup(func() { stop(); <-done })
+	return r
+}
+
+// renew lets it run for a while from now on.
+func (r *real) renew(d time.Duration) {
+	if code, text := r.ask("POST", "/lease", "Bearer "+token, fmt.Sprintf(`{"until": %d}`, (clock()+d).Milliseconds())); code != http.StatusNoContent {
+		r.t.Errorf("renew the lease: %d %s", code, text)
+	}
+}
+
+// startWithout does not renew it. The session is XFCE, or another.
+func startWithout(t *testing.T, session ...string) *real {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("runs XFCE")
@@ -104,7 +128,8 @@ func startReal(t *testing.T) *real {
 	if err := os.WriteFile(program, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r.cmd = exec.Command(program, "run", "--listen", "127.0.0.1:0", "--session", filepath.Join(dir, "session"), "--runtime", filepath.Join(dir, "run"))
+	r.cmd = exec.Command(program, "run", "--listen", "127.0.0.1:0", "--session", filepath.Join(dir, "session"), "--runtime", filepath.Join(dir, "run"), "--")
+	r.cmd.Args = append(r.cmd.Args, session...)
 	r.cmd.Env = []string{"KINGMAKER_TEST_DESKTOP=run", "PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(dir, "home"),
 		"USER=nobody", "SCREEN=1024x768", "XDG_CACHE_HOME=" + filepath.Join(dir, "cache"), "GORACE=atexit_sleep_ms=0"}
 	r.cmd.Stdout, r.cmd.Stderr = &r.said, &r.said
@@ -204,9 +229,9 @@ func soon(took time.Duration) bool { return took < 30*time.Second || os.Getenv("
 
 // processes are those of the desktop with a name.
 func (r *real) processes(name string) (ids []int) {
-	for _, id := range descendants(r.cmd.Process.Pid, 0) {
-		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", id)); strings.TrimSpace(string(comm)) == name {
-			ids = append(ids, id)
+	for _, p := range descendants(r.cmd.Process.Pid, 0) {
+		if comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.id)); strings.TrimSpace(string(comm)) == name {
+			ids = append(ids, p.id)
 		}
 	}
 	return ids
@@ -332,9 +357,9 @@ func TestDesktop(t *testing.T) {
 	t.Run("nothing is left", func(t *testing.T) {
 		all := descendants(r.cmd.Process.Pid, 0)
 		r.stop()
-		for _, id := range all {
-			if alive(id) {
-				t.Errorf("process %d is", id)
+		for _, p := range all {
+			if alive(p.id) {
+				t.Errorf("process %d is", p.id)
 			}
 		}
 	})

@@ -110,11 +110,11 @@ func (f *family) end(but int, patience time.Duration) {
 	asked := map[int]bool{}
 	for {
 		left := 0
-		for _, id := range descendants(os.Getpid(), but) {
+		for _, p := range descendants(os.Getpid(), but) {
 			left++
-			if signal == syscall.SIGKILL || !asked[id] {
-				_ = syscall.Kill(id, signal)
-				asked[id] = true
+			if signal == syscall.SIGKILL || !asked[p.id] {
+				_ = syscall.Kill(p.id, signal)
+				asked[p.id] = true
 			}
 		}
 		f.bury()
@@ -125,6 +125,29 @@ func (f *family) end(but int, patience time.Duration) {
 			signal = syscall.SIGKILL
 		}
 		time.Sleep(wait)
+	}
+}
+
+// freeze stops all of the family where they are, which none of them can refuse. A
+// process that stands still starts no other, so two looks find all in the end.
+func (f *family) freeze() {
+	for range 20 {
+		moving := false
+		for _, p := range descendants(os.Getpid(), 0) {
+			if p.state != 'T' {
+				moving = true
+				_ = syscall.Kill(p.id, syscall.SIGSTOP)
+			}
+		}
+		if !moving {
+			return
+		}
+	}
+}
+
+func (f *family) signal(s syscall.Signal) {
+	for _, p := range descendants(os.Getpid(), 0) {
+		_ = syscall.Kill(p.id, s)
 	}
 }
 
@@ -162,21 +185,21 @@ func processes() (list []process) {
 }
 
 // descendants are the living below a process, but one and those below that.
-func descendants(of, but int) (ids []int) {
+func descendants(of, but int) (all []process) {
 	list := processes()
 	var below func(int)
 	below = func(parent int) {
 		for _, p := range list {
-			if p.parent == parent && p.id != but && !slices.Contains(ids, p.id) {
+			if p.parent == parent && p.id != but && !slices.Contains(all, p) {
 				if p.state != 'Z' {
-					ids = append(ids, p.id)
+					all = append(all, p)
 				}
 				below(p.id)
 			}
 		}
 	}
 	below(of)
-	return ids
+	return all
 }
 
 // A tail keeps the end of what is written to it.

@@ -9,13 +9,15 @@
 //     the network is TLS with a token in each request.
 //   - Ready means painted: the server of the screen answers, and a window manager
 //     has something on it.
+//   - It runs the user's programs only while it has a lease, for another desktop of
+//     the same home may follow when it was not heard of; see lease.go.
 //   - What exits is started again, for a black screen helps nobody. That the session
 //     ended is told to no one but the log: logging out is the portal's.
 //   - Idle is a person's own doing. A clock that repaints itself is nobody at work,
 //     see package rfb.
 //
 // The story, from top to bottom: main.go reads the command line; desktop.go is the
-// life of a desktop, and family.go of all its processes; server.go is what the
+// life of a desktop, and family.go of all its processes; lease.go is when they may run; server.go is what the
 // portal speaks to, and pipe.go carries the screen there. Package x11 looks whether
 // it is painted.
 package main

@@ -97,6 +97,7 @@ func (d *Desktop) handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(d.Status())
 	})
 	inner.HandleFunc("POST /warn", d.warn)
+	inner.HandleFunc("POST /lease", d.renew)
 
 	outer := http.NewServeMux()
 	when := func(ok func() bool) http.HandlerFunc {
@@ -125,6 +126,17 @@ func (d *Desktop) handler() http.Handler {
 		inner.ServeHTTP(w, r)
 	})
 	return outer
+}
+
+// renew lets the desktop go on until a time of its own clock.
+func (d *Desktop) renew(w http.ResponseWriter, r *http.Request) {
+	var given struct{ Until int64 }
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&given); err != nil {
+		http.Error(w, `want {"until": MILLISECONDS}, by the clock of /status`, http.StatusBadRequest)
+		return
+	}
+	d.lease.renew(time.Duration(given.Until) * time.Millisecond)
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // warn shows the user a text, in a corner of the screen, until it is taken away.

@@ -67,7 +67,6 @@ type options struct {
 	directory        string // address
 	accountNamespace string
 	accountSecret    string
-	selfFence        time.Duration
 	log              *slog.Logger
 }
 
@@ -100,7 +99,6 @@ It is the entry point of an image and of no use outside of a cluster.`,
 	flags.StringVar(&o.directory, "directory", "directory.kingmaker-directory.svc:636", "address of the site's directory, of LDAP over TLS")
 	flags.StringVar(&o.accountNamespace, "account-namespace", "kingmaker-directory", "namespace of the Secret with the account")
 	flags.StringVar(&o.accountSecret, "account", "directory-portal", "Secret with the portal's account in the directory: username, password, base, ca.crt")
-	flags.DurationVar(&o.selfFence, "self-fence", 0, "after how long without the API machines stop their desktops by themselves; 0: they do not")
 	return root
 }
 
@@ -151,7 +149,7 @@ func run(ctx context.Context, config *rest.Config, o options) error {
 	begin("keep desktops", func() error {
 		return lead(ctx, client, o.log, func(ctx context.Context) error {
 			go each(ctx, 5*time.Minute, func() { tell(ctx, o.log, "sweep visits", visits.Sweep(ctx)) })
-			k := keeper.Keeper{Cluster: site, Log: o.log, SelfFence: o.selfFence, Release: stamp, Person: func(ctx context.Context, user string) (session.Person, error) {
+			k := keeper.Keeper{Cluster: site, Log: o.log, Release: stamp, Person: func(ctx context.Context, user string) (session.Person, error) {
 				p, err := directory.Person(ctx, user)
 				return p.Person, err
 			}}

@@ -204,19 +204,6 @@ func (c *Cluster) Stop(ctx context.Context, user string) error {
 	return c.change(ctx, user, func(s *session.Spec) bool { was := s.Wanted; s.Wanted = false; return was })
 }
 
-// Off notes an administrator's word that the machine is off, on which a Pod may still
-// be: the one that he was shown, which the user waits for.
-func (c *Cluster) Off(ctx context.Context, user, pod string) error {
-	d, ok, err := c.Look(ctx, user)
-	if err != nil {
-		return err
-	}
-	if !ok || d.Status.Phase != session.Fenced || d.Status.Pod != pod || pod == "" {
-		return ErrLate
-	}
-	return c.change(ctx, user, func(s *session.Spec) bool { s.Off = pod; return true })
-}
-
 var errNoSession = errors.New("the user has no Session")
 
 func (c *Cluster) change(ctx context.Context, user string, change func(*session.Spec) bool) error {
@@ -327,12 +314,9 @@ type Machine struct {
 	Role      string    `json:"-"`
 	Phase     string    `json:"phase"`
 	Heartbeat time.Time `json:"heartbeat"`
-	Blank     bool      `json:"blank"`
 	Inventory struct {
 		Address   string   `json:"address"`
 		Addresses []string `json:"addresses"`
-		MachineID string   `json:"machineID"`
-		BootID    string   `json:"bootID"`
 	} `json:"inventory"`
 	Conditions []condition `json:"conditions"`
 }
@@ -351,14 +335,6 @@ func (m Machine) Message() string {
 		}
 	}
 	return ""
-}
-
-// Boot names an installation and one boot of it; see session.Node.
-func (m Machine) Boot() string {
-	if m.Inventory.BootID == "" {
-		return ""
-	}
-	return m.Inventory.MachineID + "/" + m.Inventory.BootID
 }
 
 // ReadMachine is the Machine of an object.

@@ -113,6 +113,7 @@ type State struct {
 	Stage       string `json:"stage"` // starting, screen or painted
 	IdleSeconds *int64 `json:"idleSeconds"`
 	Clients     int    `json:"clients"`
+	Clock       int64  `json:"clock"` // ms, by which its lease counts
 }
 
 // State asks the desktop.
@@ -122,6 +123,16 @@ func (d *Desktop) State(ctx context.Context) (s State, err error) {
 		return s, err
 	}
 	return s, json.Unmarshal(body, &s)
+}
+
+// Renew lets the desktop run its user's programs until then, by its own clock.
+func (d *Desktop) Renew(ctx context.Context, until int64) error {
+	body, err := json.Marshal(map[string]int64{"until": until})
+	if err != nil {
+		return err
+	}
+	_, err = d.ask(ctx, http.MethodPost, "/lease", body)
+	return err
 }
 
 // Warn shows the user a text, on his desktop.

@@ -12,8 +12,9 @@ import (
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 )
 
-// attendants ask desktops how they are, and Kubernetes what it says of those that do
-// not start: each Pod has one of its own, so that none waits for another.
+// attendants ask desktops how they are and renew their leases, and ask Kubernetes what it
+// says of those that do not start: each Pod has one of its own, so that none waits for
+// another.
 type attendants struct {
 	keeper *Keeper
 
@@ -35,6 +36,7 @@ type attendant struct {
 
 // How often one asks, and for how long an answer is good.
 const (
+	askFirst    = 100 * time.Millisecond // until it answers at all
 	askStarting = time.Second
 	askReady    = 10 * time.Second
 	heardFor    = 45 * time.Second
@@ -46,12 +48,15 @@ const warning = "Nobody has used this desktop for a while. It stops in a minute;
 
 // visit gives a Pod its attendant, where it needs one.
 func (a *attendants) visit(ctx context.Context, pod *corev1.Pod) bool {
-	if len(pod.Spec.SchedulingGates) > 0 || pod.DeletionTimestamp != nil || ended(pod) {
+	if pod.DeletionTimestamp != nil || ended(pod) {
 		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if one := a.of[string(pod.UID)]; one != nil {
+		if one.pod.Status.PodIP != pod.Status.PodIP {
+			one.hurry()
+		}
 		one.pod = pod
 		return true
 	}
@@ -98,6 +103,7 @@ func (a *attendants) say(p *session.Pod) {
 
 func (a *attendants) attend(ctx context.Context, one *attendant) {
 	var way *cluster.Desktop
+	answers := false
 	for {
 		a.mu.Lock()
 		pod := one.pod
@@ -110,6 +116,10 @@ func (a *attendants) attend(ctx context.Context, one *attendant) {
 			if s, err := way.State(ctx); err != nil {
 				a.note(one, func() { one.stage = "" })
 			} else {
+				answers = true
+				if err := a.renew(ctx, pod, way, s.Clock); err != nil {
+					a.keeper.Log.Warn("the lease of a desktop could not be renewed", "pod", pod.Name, "error", err)
+				}
 				a.note(one, func() {
 					one.stage = s.Stage
 					if s.IdleSeconds != nil && *s.IdleSeconds >= 0 {
@@ -128,8 +138,11 @@ func (a *attendants) attend(ctx context.Context, one *attendant) {
 			}
 		}
 		wait := askStarting
-		if ready {
+		switch {
+		case ready:
 			wait = askReady
+		case way != nil && !answers:
+			wait = askFirst
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -140,6 +153,27 @@ func (a *attendants) attend(ctx context.Context, one *attendant) {
 		case <-one.wake:
 			timer.Stop()
 		}
+	}
+}
+
+// renew renews the lease of a desktop, if its generation is the one that is wanted. Its
+// clock was read before that is asked, and the lease is until LeaseFor after that
+// reading: whoever raised the generation since knows when it ends; see package session.
+func (a *attendants) renew(ctx context.Context, pod *corev1.Pod, way *cluster.Desktop, clock int64) error {
+	desk, there, err := a.keeper.Cluster.Get(ctx, pod.Labels[session.Label])
+	if err != nil {
+		return err
+	}
+	if p := podOf(pod); !there || desk.UID != p.Session || desk.Spec.Generation != p.Generation || !desk.Spec.Wanted {
+		return nil
+	}
+	return way.Renew(ctx, clock+session.LeaseFor.Milliseconds())
+}
+
+func (one *attendant) hurry() {
+	select {
+	case one.wake <- struct{}{}:
+	default:
 	}
 }
 

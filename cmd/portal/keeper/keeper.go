@@ -1,5 +1,5 @@
 // Package keeper carries out what package session decides: it watches Sessions, Pods
-// and machines, and makes, opens, ends and releases the Pods of desktops. One portal
+// and machines, and makes, ends and releases the Pods of desktops. One portal
 // at a time runs it, and it would be safe if two did; see package session.
 //
 // It keeps nothing in its head that another could not find out: whoever takes over
@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -36,30 +37,20 @@ type Keeper struct {
 	// Person is who a user is, as the directory has him now.
 	Person func(ctx context.Context, user string) (session.Person, error)
 	Log    *slog.Logger
-	// SelfFence is after how long without the API machines stop their desktops by
-	// themselves. 0: they do not, and one that is silent may still run them.
-	SelfFence time.Duration
 	// Release of Kingmaker; see session.Order.
 	Release string
 	Now     func() time.Time // nil: time.Now
 
 	wake    chan struct{}
 	lists   lists
-	silent  map[string]silence
+	since   map[string]time.Time // by UID of a Pod: when its generation was first seen to be over
 	attends attendants
 	refused time.Time // when the directory last did not answer
 }
 
 // lists are the caches: each as old as its watch.
 type lists struct {
-	sessions, machines, templates cache.GenericLister
-	pods                          cache.GenericLister
-	nodes                         cache.GenericLister
-}
-
-// silence is since when we wait for a machine's next heartbeat.
-type silence struct {
-	heartbeat, since time.Time
+	sessions, templates, pods cache.GenericLister
 }
 
 // interval is how long nothing may happen before all is looked at again: for what
@@ -74,7 +65,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		return err
 	}
 	k.wake = make(chan struct{}, 1)
-	k.silent = map[string]silence{}
+	k.since = map[string]time.Time{}
 	k.attends = attendants{keeper: k, of: map[string]*attendant{}}
 	defer k.attends.end()
 	if err := k.watch(ctx); err != nil {
@@ -115,17 +106,12 @@ func (k *Keeper) watch(ctx context.Context) error {
 	site := dynamicinformer.NewDynamicSharedInformerFactory(k.Cluster.Dynamic, 0)
 	ours := informers.NewSharedInformerFactoryWithOptions(k.Cluster.Client, 0, informers.WithNamespace(session.Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = session.Label }))
-	nodes := informers.NewSharedInformerFactory(k.Cluster.Client, 0)
 	pods, err := ours.ForResource(corev1.SchemeGroupVersion.WithResource("pods"))
 	if err != nil {
 		return err
 	}
-	node, err := nodes.ForResource(corev1.SchemeGroupVersion.WithResource("nodes"))
-	if err != nil {
-		return err
-	}
-	all := []informers.GenericInformer{desks.ForResource(session.Resource()), site.ForResource(cluster.MachineResource()), site.ForResource(session.TemplateResource()), pods, node}
-	k.lists = lists{sessions: all[0].Lister(), machines: all[1].Lister(), templates: all[2].Lister(), pods: all[3].Lister(), nodes: all[4].Lister()}
+	all := []informers.GenericInformer{desks.ForResource(session.Resource()), site.ForResource(session.TemplateResource()), pods}
+	k.lists = lists{sessions: all[0].Lister(), templates: all[1].Lister(), pods: all[2].Lister()}
 	for _, i := range all {
 		if _, err := i.Informer().AddEventHandler(handler); err != nil {
 			return err
@@ -134,7 +120,6 @@ func (k *Keeper) watch(ctx context.Context) error {
 	desks.Start(ctx.Done())
 	site.Start(ctx.Done())
 	ours.Start(ctx.Done())
-	nodes.Start(ctx.Done())
 	for _, i := range all {
 		if !cache.WaitForCacheSync(ctx.Done(), i.Informer().HasSynced) {
 			return ctx.Err()
@@ -145,22 +130,22 @@ func (k *Keeper) watch(ctx context.Context) error {
 
 // round is one look at every Session, and at Pods whose Session is gone.
 func (k *Keeper) round(ctx context.Context) {
-	k.hear()
 	names := map[string]bool{}
 	objects, _ := k.lists.sessions.List(labels.Everything())
 	for _, o := range objects {
 		names[o.(*unstructured.Unstructured).GetName()] = true
 	}
 	pods, _ := k.lists.pods.List(labels.Everything())
-	alive := map[string]bool{}
+	alive, there := map[string]bool{}, map[string]bool{}
 	for _, o := range pods {
 		pod := o.(*corev1.Pod)
-		names[pod.Labels[session.Label]] = true
+		names[pod.Labels[session.Label]], there[string(pod.UID)] = true, true
 		if k.attends.visit(ctx, pod) {
 			alive[string(pod.UID)] = true
 		}
 	}
 	k.attends.keep(alive)
+	maps.DeleteFunc(k.since, func(uid string, _ time.Time) bool { return !there[uid] })
 	for name := range names {
 		if ctx.Err() != nil {
 			return
@@ -235,17 +220,10 @@ func (k *Keeper) act(ctx context.Context, l look, d session.Decision) (again boo
 		return false, err
 	case session.Create:
 		return true, k.create(ctx, l)
-	case session.Open:
-		pod := l.pods[d.Pod.UID].DeepCopy()
-		pod.Spec.SchedulingGates = slices.DeleteFunc(pod.Spec.SchedulingGates, func(g corev1.PodSchedulingGate) bool { return g.Name == session.Gate })
-		_, err = pods.Update(ctx, pod, metav1.UpdateOptions{FieldManager: "kingmaker-portal"}) // over this very version
 	case session.Delete:
 		err = pods.Delete(ctx, d.Pod.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
 	case session.Release:
 		return false, k.release(ctx, d.Pod)
-	case session.Mark:
-		patch := fmt.Sprintf(`{"metadata":{"uid":%q,"annotations":{%q:%q}}}`, d.Pod.UID, session.BootNote, d.Boot)
-		_, err = pods.Patch(ctx, d.Pod.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: "kingmaker-portal"})
 	case session.Warn:
 		// Beside: it may take its time, and the page says it too.
 		k.attends.warn(ctx, d.Pod)
@@ -335,7 +313,7 @@ func (k *Keeper) order(ctx context.Context, l *look, d session.Decision) (sessio
 	return d, nil
 }
 
-// create makes the Secret and the Pod, which nobody runs before it is opened.
+// create makes the Secret and the Pod.
 func (k *Keeper) create(ctx context.Context, l look) error {
 	pod, err := l.order.Pod()
 	if err != nil {

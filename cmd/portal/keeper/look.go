@@ -25,19 +25,6 @@ type look struct {
 	order session.Order
 }
 
-// hear notes how long machines are silent, by our own clock and since we look: theirs
-// may be wrong, and we may have been away.
-func (k *Keeper) hear() {
-	now := k.now()
-	machines, _ := k.lists.machines.List(labels.Everything())
-	for _, o := range machines {
-		m, err := cluster.ReadMachine(o.(*unstructured.Unstructured))
-		if s, ok := k.silent[m.Name]; err == nil && (!ok || !s.heartbeat.Equal(m.Heartbeat)) {
-			k.silent[m.Name] = silence{m.Heartbeat, now}
-		}
-	}
-}
-
 // glance is a look at the caches.
 func (k *Keeper) glance(name string) (look, error) {
 	o, err := k.lists.sessions.ByNamespace(session.Namespace).Get(name)
@@ -55,24 +42,7 @@ func (k *Keeper) glance(name string) (look, error) {
 	for _, o := range objects {
 		pods = append(pods, o.(*corev1.Pod))
 	}
-	l := k.assemble(desk, pods)
-	for _, pod := range pods {
-		if pod.Spec.NodeName == "" || l.Nodes[pod.Spec.NodeName] != (session.Node{}) {
-			continue
-		}
-		var node *corev1.Node
-		if o, err := k.lists.nodes.Get(pod.Spec.NodeName); err == nil {
-			node = o.(*corev1.Node)
-		}
-		var machine *cluster.Machine
-		if o, err := k.lists.machines.Get(pod.Spec.NodeName); err == nil {
-			if m, err := cluster.ReadMachine(o.(*unstructured.Unstructured)); err == nil {
-				machine = &m
-			}
-		}
-		k.place(l, pod.Spec.NodeName, node, machine)
-	}
-	return l, nil
+	return k.assemble(desk, pods), nil
 }
 
 // look asks the API: the Pods, then the Session, then the Pods again. What package
@@ -106,36 +76,11 @@ func (k *Keeper) look(ctx context.Context, name string) (l look, err error) {
 	}
 	l = k.assemble(desk, pods)
 	l.Fresh = fresh
-	for _, pod := range pods {
-		at := pod.Spec.NodeName
-		if at == "" {
-			continue
-		}
-		node, err := k.Cluster.Client.CoreV1().Nodes().Get(ctx, at, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			node = nil
-		} else if err != nil {
-			return l, fmt.Errorf("read Node %s: %w", at, err)
-		}
-		var machine *cluster.Machine
-		o, err := k.Cluster.Dynamic.Resource(cluster.MachineResource()).Get(ctx, at, metav1.GetOptions{})
-		if err == nil {
-			m, err := cluster.ReadMachine(o)
-			if err != nil {
-				return l, fmt.Errorf("read Machine %s: %w", at, err)
-			}
-			machine = &m
-		} else if !apierrors.IsNotFound(err) {
-			return l, fmt.Errorf("read Machine %s: %w", at, err)
-		}
-		k.place(l, at, node, machine)
-	}
 	return l, nil
 }
 
 func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod) look {
-	l := look{desk: desk, pods: map[string]*corev1.Pod{}, Observed: session.Observed{There: desk.UID != "", UID: desk.UID, Spec: desk.Spec, Status: desk.Status,
-		Nodes: map[string]session.Node{}, SelfFence: k.SelfFence}}
+	l := look{desk: desk, pods: map[string]*corev1.Pod{}, Observed: session.Observed{There: desk.UID != "", UID: desk.UID, Spec: desk.Spec, Status: desk.Status}}
 	if o, err := k.lists.templates.Get(desk.Spec.Template); err == nil {
 		if t, err := cluster.ReadTemplate(o.(*unstructured.Unstructured)); err == nil {
 			l.Template = &t
@@ -144,6 +89,7 @@ func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod) look {
 	for _, pod := range pods {
 		p := podOf(pod)
 		k.attends.say(&p)
+		p.Past = k.past(p, l.Observed)
 		l.Pods = append(l.Pods, p)
 		l.pods[p.UID] = pod
 	}
@@ -151,32 +97,24 @@ func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod) look {
 	return l
 }
 
-// place adds what is known of a machine. One that has neither a Node nor a Machine is
-// unknown.
-func (k *Keeper) place(l look, name string, node *corev1.Node, m *cluster.Machine) {
-	if node == nil && m == nil {
-		return
+// past is for how long we have known that the generation of a Pod is over. Other
+// portals may have known it before; what they knew went with them.
+func (k *Keeper) past(p session.Pod, o session.Observed) time.Duration {
+	if o.There && p.Session == o.UID && p.Generation >= o.Spec.Generation {
+		return 0
 	}
-	var n session.Node
-	if node != nil {
-		n.OutOfService = slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
-		for _, c := range node.Status.Conditions {
-			n.Ready = n.Ready || c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-		}
+	since, known := k.since[p.UID]
+	if !known {
+		since = k.now()
+		k.since[p.UID] = since
 	}
-	if m != nil {
-		n.Blank, n.Boot, n.Heartbeat = m.Blank, m.Boot(), m.Heartbeat
-		if s, ok := k.silent[name]; ok && s.heartbeat.Equal(m.Heartbeat) && !m.Heartbeat.IsZero() {
-			n.Silent = k.now().Sub(s.since)
-		}
-	}
-	l.Nodes[name] = n
+	return k.now().Sub(since)
 }
 
 // podOf is a Pod as package session sees it.
 func podOf(pod *corev1.Pod) session.Pod {
 	p := session.Pod{Name: pod.Name, UID: string(pod.UID), Generation: generationOf(pod), Node: pod.Spec.NodeName, IP: pod.Status.PodIP,
-		Deleting: pod.DeletionTimestamp != nil, Boot: pod.Annotations[session.BootNote], Gated: len(pod.Spec.SchedulingGates) > 0}
+		Deleting: pod.DeletionTimestamp != nil}
 	if owner := metav1.GetControllerOf(pod); owner != nil && owner.Kind == "Session" {
 		p.Session = string(owner.UID)
 	}
@@ -184,12 +122,7 @@ func podOf(pod *corev1.Pod) session.Pod {
 		p.Ready = p.Ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	}
 	for _, c := range pod.Status.ContainerStatuses {
-		switch {
-		case c.State.Running != nil:
-			p.Begun = c.State.Running.StartedAt.Time
-		case c.State.Terminated != nil:
-			p.Begun = c.State.Terminated.StartedAt.Time
-		}
+		p.Begun = p.Begun || c.State.Running != nil || c.State.Terminated != nil
 	}
 	p.Ended = ended(pod)
 	p.Ready = p.Ready && !p.Ended && !p.Deleting

@@ -2,7 +2,6 @@ package session
 
 import (
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -21,11 +20,6 @@ type Observed struct {
 	Template *Template
 	// Pods of this Session, and of others that had its name.
 	Pods []Pod
-	// Nodes by name. One that is missing is not known.
-	Nodes map[string]Node
-	// SelfFence is after how long without the API a machine stops its desktops by
-	// itself. 0: it does not.
-	SelfFence time.Duration
 }
 
 // Pod is one desktop's, as the API has it.
@@ -33,30 +27,21 @@ type Pod struct {
 	Name, UID  string
 	Session    string // UID of its Session
 	Generation int64
-	Gated      bool      // no scheduler takes it
-	Node       string    // "" while it has none
-	Deleting   bool      // it has been told to end
-	Ended      bool      // its kubelet says that all has ended; or it was deleted before it had a machine
-	Begun      time.Time // when its container did, by the clock of its machine; zero while it has not
-	Boot       string    // BootNote
+	Node       string // "" while it has none
+	Deleting   bool   // it has been told to end
+	Ended      bool   // its kubelet says that all has ended; or it was deleted before it had a machine
+	Begun      bool   // its container runs, or did
 	Ready      bool
 	IP         string
 	Stage      string
+	// Past is for how long it has been known that its generation is over: nobody renews
+	// its lease since. It counts from when the one who looks learnt of it, or later.
+	Past time.Duration
 	// Heard is true where the desktop itself said how long nobody touched it.
 	Heard bool
 	Idle  time.Duration
 	// Trouble is what Kubernetes tells of it, with a code.
 	Reason, Trouble string
-}
-
-// Node is a machine as far as its desktops go.
-type Node struct {
-	OutOfService bool          // the taint
-	Ready        bool          // its kubelet says so
-	Blank        bool          // its Machine: nothing runs on it
-	Boot         string        // its Machine: installation and boot; "" where it has none
-	Heartbeat    time.Time     // its Machine: when it last said so, by its own clock
-	Silent       time.Duration // for how long we have waited for the next heartbeat
 }
 
 // Do is what is to be done.
@@ -67,11 +52,9 @@ type Do string
 const (
 	Nothing Do = ""
 	Raise   Do = "Raise"   // the generation of the Session: the next Pod
-	Create  Do = "Create"  // the Pod of this generation, gated
-	Open    Do = "Open"    // the gate of a Pod
+	Create  Do = "Create"  // the Pod of this generation
 	Delete  Do = "Delete"  // a Pod, which may take its time to end
 	Release Do = "Release" // a Pod that is over: it leaves the API
-	Mark    Do = "Mark"    // a Pod with the boot that it runs in
 	Warn    Do = "Warn"    // the user, that the desktop will stop
 	Stop    Do = "Stop"    // the desktop of one who left: it is not wanted any more
 	Recheck Do = "Recheck" // look again, at the API, and decide again
@@ -80,15 +63,20 @@ const (
 // Decision is the next thing to do, and what the Session says meanwhile.
 type Decision struct {
 	Do         Do
-	Pod        Pod    // of Open, Delete, Release, Mark
-	Generation int64  // of Raise: the new one
-	Boot       string // of Mark
+	Pod        Pod   // of Delete, Release
+	Generation int64 // of Raise: the new one
 	Why        string
 	Status     Status
 }
 
 // How long things take.
 const (
+	// LeaseFor is how long a desktop goes on after the portal last renewed its lease. It is longer
+	// than it takes another portal to take over, and short for one who waits.
+	LeaseFor = 45 * time.Second
+	// slack is for clocks that do not run equally fast, and for a desktop that looks at
+	// its own now and then.
+	slack = 5 * time.Second
 	// Notice is how long before the end a user is told of it.
 	Notice = time.Minute
 	// DefaultIdleAfter is IdleAfter of a template that does not say.
@@ -101,7 +89,7 @@ const (
 func Decide(o Observed, now time.Time) Decision {
 	d := decide(o, now)
 	switch d.Do {
-	case Create, Open, Release, Raise:
+	case Create, Release, Raise:
 		if !o.Fresh {
 			d.Do = Recheck
 		}
@@ -119,23 +107,22 @@ func decide(o Observed, now time.Time) Decision {
 		s.Generation, s.Since, s.LastInput, s.Warned = o.Spec.Generation, now, time.Time{}, time.Time{}
 	}
 	d := Decision{Status: s}
-	current, others := part(o)
-
-	// In which boot it runs is noted as soon as it is certain, for when it will not be.
-	for _, p := range o.Pods {
-		if boot := booted(p, o.Nodes[p.Node]); boot != "" && p.Boot == "" && !p.Ended {
-			return d.do(Mark, p, "it runs in this boot of "+p.Node, func(d *Decision) { d.Boot = boot })
-		}
-	}
+	current, leave := part(o)
 
 	// A Session that was deleted and made anew begins after all Pods of the one before.
 	if next := above(o); o.There && next > o.Spec.Generation {
 		return d.do(Raise, Pod{}, "there are Pods of a later generation", func(d *Decision) { d.Generation = next })
 	}
 
+	// What is not wanted belongs to the past, too: then its lease runs out.
+	if current != nil && !o.Spec.Wanted {
+		d.Status.Phase = Stopping
+		return d.do(Raise, Pod{}, "it is not wanted any more", func(d *Decision) { d.Generation = o.Spec.Generation + 1 })
+	}
+
 	// What ended by itself is followed by the next, and not by itself again: a Pod is
 	// never made twice.
-	if current != nil && o.There && o.Spec.Wanted && (over(*current, o) != "" || current.Deleting) {
+	if current != nil && (current.Ended || current.Deleting) {
 		d.Status.Phase, d.Status.Reason, d.Status.Message = Failed, Ended, "the desktop on "+current.Node+" ended"
 		if current.Node == "" {
 			d.Status.Message = "the desktop was deleted"
@@ -144,30 +131,29 @@ func decide(o Observed, now time.Time) Decision {
 		return d.do(Raise, Pod{}, d.Status.Message, func(d *Decision) { d.Generation = o.Spec.Generation + 1 })
 	}
 
-	leave := others
-	if current != nil && (!o.There || !o.Spec.Wanted) {
-		leave = append(leave, *current)
+	leaving := d
+	leaving.Status.Phase = Stopping
+	if current != nil { // what is made too late is no matter of the one that runs
+		leaving.Status = o.Status
 	}
 	for _, p := range leave {
-		if why := over(p, o); why != "" {
-			d.Status.Phase = Stopping
-			return d.do(Release, p, why, nil)
+		if why := over(p); why != "" {
+			return leaving.do(Release, p, why, nil)
 		}
 	}
 	for _, p := range leave {
 		if !p.Deleting {
-			d.Status.Phase = Stopping
-			return d.do(Delete, p, "it is not wanted any more", nil)
+			return leaving.do(Delete, p, "it is not wanted any more", nil)
 		}
 	}
-	if len(leave) > 0 { // they take their time
+	if len(leave) > 0 && current == nil { // they take their time
 		p := leave[0]
 		d.Status.Pod, d.Status.Node, d.Status.Phase = p.Name, p.Node, Stopping
 		if o.There && o.Spec.Wanted {
 			d.Status.Phase, d.Status.Reason = Fenced, FormerAlive
 			d.Status.Message = "the former desktop has to end first"
 			if p.Node != "" {
-				d.Status.Message += ": it is on " + p.Node + ", which has not said so yet"
+				d.Status.Message += ": it is on " + p.Node + ", which has not said so yet, and is not waited for longer than a minute"
 			}
 		}
 		return d
@@ -183,15 +169,12 @@ func decide(o Observed, now time.Time) Decision {
 		return create(d, o, now)
 	}
 	d.Status.Pod, d.Status.Node, d.Status.Phase, d.Status.Stage = current.Name, current.Node, Starting, Queued
-	switch {
-	case current.Gated:
-		return d.do(Open, *current, "nothing of this home runs", nil)
-	case current.Ready:
+	if current.Ready {
 		return attend(d, *current, o, now)
 	}
 	if current.Node != "" {
 		d.Status.Stage = Placed
-		if !current.Begun.IsZero() {
+		if current.Begun {
 			d.Status.Stage = Begun
 		}
 		if current.Stage == Screen || current.Stage == Painted {
@@ -233,49 +216,17 @@ func above(o Observed) (next int64) {
 	return next
 }
 
-// over is why nothing of a Pod runs any more, and never will; "" where that is not
-// known. Without its kubelet's word only one that was told to end is ever over: no
-// kubelet begins such a one, whenever its machine comes back.
-func over(p Pod, o Observed) string {
-	n, known := o.Nodes[p.Node]
+// over is why nothing of a Pod of the past runs any more, and never will; "" where that
+// is not known. Without its kubelet's word only one that was told to end is ever over:
+// its kubelet ends it, whenever the machine comes back.
+func over(p Pod) string {
 	switch {
 	case p.Ended:
 		return "it has ended"
-	case !p.Deleting || p.Node == "":
-		return ""
-	case o.Spec.Off != "" && o.Spec.Off == p.Name:
-		return "an administrator says that " + p.Node + " is off"
-	case !known:
-		return ""
-	case n.OutOfService && !n.Ready:
-		return p.Node + " is out of service"
-	case n.Blank:
-		return p.Node + " was reset"
-	case p.Boot != "" && later(n.Boot, p.Boot):
-		return p.Node + " has been started anew"
-	case o.SelfFence > 0 && n.Silent >= o.SelfFence:
-		return fmt.Sprintf("%s is silent for %s, and has stopped its desktops", p.Node, o.SelfFence)
+	case p.Deleting && p.Past >= LeaseFor+slack:
+		return fmt.Sprintf("its lease has run out: nobody renews it for %s", LeaseFor+slack)
 	}
 	return ""
-}
-
-// booted is the boot in which a Pod runs, or one after: the Machine reported it when
-// the container had begun. A report from before could be of the boot before, and the
-// next one would be taken for the Pod's end. Both times are of the machine's clock;
-// Kubernetes cuts fractions off.
-func booted(p Pod, n Node) string {
-	if p.Node == "" || p.Begun.IsZero() || n.Boot == "" || !n.Heartbeat.After(p.Begun.Add(2*time.Second)) {
-		return ""
-	}
-	return n.Boot
-}
-
-// later reports whether two boots are different ones of the same installation. Of two
-// installations either PC may run.
-func later(now, then string) bool {
-	a, _, _ := strings.Cut(now, "/")
-	b, _, _ := strings.Cut(then, "/")
-	return now != "" && a == b && now != then
 }
 
 // create makes the Pod, unless it cannot be, or the last ones ended at once.

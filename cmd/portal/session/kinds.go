@@ -23,8 +23,6 @@ const (
 	OwnerLabel = Group + "/owner"   // on all that the portal makes, and the reconciler leaves alone
 	Owner      = "portal"           // its value
 	Finalizer  = Group + "/fence"   // on a Pod; see the package
-	Gate       = Group + "/fence"   // on a Pod that may not run yet
-	BootNote   = Group + "/boot"    // annotation of a Pod: in which boot of its machine it runs
 	NumberNote = Group + "/generation"
 )
 
@@ -49,8 +47,6 @@ type Spec struct {
 	Generation int64 `json:"generation" jsonschema:"required,minimum=1"`
 	// Wanted is false for a desktop that is stopped.
 	Wanted bool `json:"wanted"`
-	// Off names a Pod of which an administrator says that its machine is off.
-	Off string `json:"off,omitempty"`
 }
 
 // The phases of a Session.

@@ -78,7 +78,7 @@ func (o Order) meta() metav1.ObjectMeta {
 	}
 }
 
-// Pod is the desktop. It is gated; see the package.
+// Pod is the desktop.
 func (o Order) Pod() (*corev1.Pod, error) {
 	p, t := o.Person, o.Template
 	if p.UID < minUID || p.GID < 1 {
@@ -100,7 +100,6 @@ func (o Order) Pod() (*corev1.Pod, error) {
 		request = memory
 	}
 	pod := &corev1.Pod{ObjectMeta: o.meta(), Spec: corev1.PodSpec{
-		SchedulingGates:               []corev1.PodSchedulingGate{{Name: Gate}},
 		RestartPolicy:                 corev1.RestartPolicyNever, // the next one is another generation's
 		TerminationGracePeriodSeconds: ptr(int64(20)),
 		AutomountServiceAccountToken:  ptr(false),
@@ -114,11 +113,14 @@ func (o Order) Pod() (*corev1.Pod, error) {
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		Tolerations: []corev1.Toleration{
-			{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(30))},
-			{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(30))},
+			// A kubelet that says that it is not ready is at home, and works on it. Of one
+			// that says nothing for so long that Kubernetes gives it up, nobody waits longer.
+			{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(60))},
+			{Key: corev1.TaintNodeUnreachable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: ptr(int64(5))},
 		},
 		Containers: []corev1.Container{{
 			Name: "desktop", Image: o.image(), ImagePullPolicy: corev1.PullIfNotPresent,
+			Command: []string{"/usr/local/bin/desktop", "run"}, // which keeps the lease; see the package
 			Env:   environment(p, t),
 			Ports: []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
 			ReadinessProbe: &corev1.Probe{

@@ -58,13 +58,3 @@ func (p *Portal) adminRestart(w http.ResponseWriter, r *http.Request, v visitor)
 	user := r.PostFormValue("user")
 	p.did(w, r, v, "desktop restarted by an administrator", p.Desks.Restart(r.Context(), user), "/admin", "of", user)
 }
-
-func (p *Portal) adminOff(w http.ResponseWriter, r *http.Request, v visitor) {
-	user, pod := r.PostFormValue("user"), r.PostFormValue("pod")
-	err := p.Site.Off(r.Context(), user, pod)
-	if errors.Is(err, cluster.ErrLate) { // it has ended meanwhile
-		see(w, r, "/admin")
-		return
-	}
-	p.did(w, r, v, "machine confirmed off", err, "/admin", "of", user, "pod", pod)
-}

@@ -72,13 +72,12 @@ type Desks interface {
 // none runs.
 type Screens func(ctx context.Context, user string) (*websocket.Conn, error)
 
-// Site is what administrators see and do: cluster.Cluster.
+// Site is what administrators see: cluster.Cluster.
 type Site interface {
 	ReadSite(ctx context.Context) (cluster.Site, error)
 	Machines(ctx context.Context) ([]cluster.Machine, error)
 	Volumes(ctx context.Context) ([]cluster.Volume, error)
 	All(ctx context.Context) ([]cluster.Desk, error)
-	Off(ctx context.Context, user, pod string) error
 }
 
 // Portal is the site's door. All fields but Now are required.
@@ -138,7 +137,6 @@ func (p *Portal) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /admin", p.admins(p.adminPage))
 	mux.HandleFunc("POST /admin/end", p.admins(p.adminEnd))
 	mux.HandleFunc("POST /admin/restart", p.admins(p.adminRestart))
-	mux.HandleFunc("POST /admin/off", p.admins(p.adminOff))
 	mux.Handle("GET /assets/", http.StripPrefix("/assets/", p.assets))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		p.problem(w, r, http.StatusNotFound, "error.notfound")
