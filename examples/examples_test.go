@@ -241,3 +241,25 @@ func TestLab(t *testing.T) {
 		}
 	}
 }
+
+// TestDesktops: what `lab up --desktops` lays into the site of the lab.
+func TestDesktops(t *testing.T) {
+	dir := t.TempDir()
+	for _, folder := range []string{"lab", "desktops"} {
+		if err := os.CopyFS(dir, os.DirFS(folder)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := site(t, dir)
+	if users, groups := people(t, s); users != 4 || groups != 3 || s.Spec.Admins != "admins" {
+		t.Errorf("%d users in %d groups; admins are %q", users, groups, s.Spec.Admins)
+	}
+	for _, d := range plan.Documents[kube.Desktop](s, plan.Objects, "Desktop."+plan.Group, &plan.Report{}) {
+		if d.Spec.Image != "kingmaker.dev/desktop" {
+			t.Errorf("the bundle has no image %s", d.Spec.Image)
+		}
+	}
+	if n := count(s, "Desktop."+plan.Group); n != 2 {
+		t.Errorf("%d desktops", n)
+	}
+}

@@ -84,7 +84,7 @@ func runUp(ctx context.Context, flags *flag.FlagSet, args []string) error {
 	flags.IntVar(&o.machines, "machines", 5, "how many")
 	flags.StringVar(&o.site, "site", "", "the `DIR` whose content is the site repo's first commit (default examples/lab)")
 	flags.StringVar(&o.bundle, "bundle", "", "the `DIR` of a bundle (default: one is made)")
-	flags.BoolVar(&o.desktops, "desktops", false, "with the image of desktops, of 650 MB, which each machine unpacks")
+	flags.BoolVar(&o.desktops, "desktops", false, "with the image of desktops, of 650 MB, which each machine unpacks; and with examples/desktops in the site repo")
 	r, err := parseRoom(flags, args, 0)
 	if err != nil {
 		return err
@@ -101,7 +101,7 @@ type upOptions struct {
 	machines int
 	site     string // folder; "" is examples/lab
 	bundle   string // folder; "" makes one
-	desktops bool   // the one that is made has the image of desktops
+	desktops bool   // the one that is made has the image of desktops, and the site some
 }
 
 // up makes a room, and a site in it.
@@ -117,6 +117,11 @@ func up(ctx context.Context, r *room.Room, o upOptions) (*site.Site, error) {
 	defer os.RemoveAll(dir)
 	if err := os.CopyFS(dir, os.DirFS(cmp.Or(o.site, filepath.Join(checkout, "examples", "lab")))); err != nil {
 		return nil, fmt.Errorf("read the site: %w", err)
+	}
+	if o.desktops {
+		if err := os.CopyFS(dir, os.DirFS(filepath.Join(checkout, "examples", "desktops"))); err != nil {
+			return nil, fmt.Errorf("lay desktops into the site: %w", err)
+		}
 	}
 	if err := site.Fit(dir, o.machines); err != nil {
 		return nil, fmt.Errorf("fit the site to %d machines: %w", o.machines, err)
