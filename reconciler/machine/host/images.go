@@ -147,7 +147,7 @@ func (i *install) importImages(ctx context.Context, images []Image) error {
 	read, write := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := i.Bundle.archive(write, images)
+		err := i.Bundle.Archive(write, images)
 		write.CloseWithError(err)
 		done <- err
 	}()
@@ -168,9 +168,9 @@ type descriptor struct {
 	Digest string `json:"digest"`
 }
 
-// archive writes an OCI layout as tar: the index with the images that are asked
-// for, and every blob that they consist of, once.
-func (b *Bundle) archive(w io.Writer, images []Image) error {
+// Archive writes an OCI layout as tar, which ctr images import reads: the index with
+// the images that are asked for, and every blob that they consist of, once.
+func (b *Bundle) Archive(w io.Writer, images []Image) error {
 	out := tar.NewWriter(w)
 	index, err := b.index(images)
 	if err != nil {

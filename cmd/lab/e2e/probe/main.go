@@ -9,6 +9,9 @@
 // appends a line to a file each time: when it asked, in nanoseconds, and ok, or no
 // and the reason.
 //
+// probe fetch URL says how a GET ends: with which status, and the first of the answer.
+// It believes every certificate, as one would who looks for a way in.
+//
 // What it does with the files of a volume stands in files.go:
 //
 //	probe cat FILE
@@ -53,6 +56,8 @@ func run(args []string) error {
 	switch {
 	case verb == "watch" && len(args) == 3:
 		return watch(args[0], args[1], args[2])
+	case verb == "fetch" && len(args) == 1:
+		return fetch(args[0])
 	case verb == "cat" && len(args) == 1:
 		return cat(args[0])
 	case verb == "write" && len(args) == 4:
@@ -71,6 +76,18 @@ func run(args []string) error {
 		return dump(args[0], args[1], args[2])
 	}
 	return serve()
+}
+
+func fetch(url string) error {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	answer, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, 200))
+	fmt.Printf("%d %s\n", answer.StatusCode, text)
+	return err
 }
 
 func serve() error {
