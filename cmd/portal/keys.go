@@ -2,19 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
-	"net"
+	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,10 +17,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	typed "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 )
 
-// The Secrets with the portal's certificate: the site's, where it gives one (kind
-// kubernetes.io/tls), else one that the first portal makes and signs itself.
+// The Secrets with the portal's certificate: the site's, where it gives one (type
+// kubernetes.io/tls; with ca.crt, where browsers do not know who signed it), else one
+// that the first portal makes, with an authority of its own: who has trusted that once
+// trusts what follows, for machines come and go, and a year ends.
 const (
 	siteKeys = "portal-tls"
 	ownKeys  = "portal-tls-own"
@@ -36,9 +35,11 @@ const renewBefore = 30 * 24 * time.Hour
 
 // keys is the certificate that the portal shows.
 type keys struct {
-	secrets typed.SecretInterface
-	names   func(context.Context) []string // for one of our own
-	log     *slog.Logger
+	secrets   typed.SecretInterface
+	maps      typed.ConfigMapInterface
+	authority func(context.Context) (session.Authority, error)
+	names     func(context.Context) []string // for one of our own
+	log       *slog.Logger
 
 	now     func() time.Time // nil: time.Now
 	current atomic.Pointer[tls.Certificate]
@@ -59,7 +60,7 @@ func (k *keys) load(ctx context.Context) error {
 		pair, err := read(secret)
 		if err == nil {
 			k.current.Store(pair)
-			return nil
+			return k.publish(ctx, secret.Data["ca.crt"], nameOf(pair.Leaf))
 		}
 		if k.current.Load() != nil {
 			return fmt.Errorf("use the site's certificate: %w", err)
@@ -68,14 +69,19 @@ func (k *keys) load(ctx context.Context) error {
 	} else if !apierrors.IsNotFound(err) {
 		return fmt.Errorf("read Secret %s: %s", siteKeys, apierrors.ReasonForError(err))
 	}
+	authority, err := k.authority(ctx)
+	if err != nil {
+		return err
+	}
+	names := k.wanted(ctx)
 	for range 3 {
 		secret, err := k.secrets.Get(ctx, ownKeys, metav1.GetOptions{})
 		switch {
 		case err == nil:
 			pair, err := read(secret)
-			if err == nil && pair.Leaf.NotAfter.Sub(k.clock()) > renewBefore {
+			if err == nil && pair.Leaf.NotAfter.Sub(k.clock()) > renewBefore && covers(pair.Leaf, names) {
 				k.current.Store(pair)
-				return nil
+				return k.publish(ctx, authority.Certificate, "")
 			}
 			uid := secret.UID
 			if err := k.secrets.Delete(ctx, ownKeys, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}}); err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
@@ -84,7 +90,7 @@ func (k *keys) load(ctx context.Context) error {
 		case !apierrors.IsNotFound(err):
 			return fmt.Errorf("read Secret %s: %s", ownKeys, apierrors.ReasonForError(err))
 		}
-		made, err := k.make(ctx)
+		made, err := k.make(authority, names)
 		if err != nil {
 			return err
 		}
@@ -94,6 +100,38 @@ func (k *keys) load(ctx context.Context) error {
 		}
 	}
 	return errors.New("the portal's certificate comes and goes")
+}
+
+// address is the ConfigMap in which machines read how a browser finds the portal:
+// ca.crt, whom to trust beside those whom everybody does, and name, under which it is
+// known; without one any machine's address is.
+const address = "portal"
+
+// publish writes it.
+func (k *keys) publish(ctx context.Context, authority []byte, name string) error {
+	want := map[string]string{"ca.crt": string(authority), "name": name}
+	have, err := k.maps.Get(ctx, address, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		_, err = k.maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: address, Labels: map[string]string{session.OwnerLabel: session.Owner}}, Data: want}, metav1.CreateOptions{})
+	case err == nil && !maps.Equal(have.Data, want):
+		have.Data = want
+		_, err = k.maps.Update(ctx, have, metav1.UpdateOptions{})
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) { // another portal did
+		return fmt.Errorf("tell machines how to find the portal: %w", err)
+	}
+	return nil
+}
+
+// nameOf is the first name of a certificate that a browser can go to.
+func nameOf(leaf *x509.Certificate) string {
+	for _, name := range leaf.DNSNames {
+		if !strings.HasPrefix(name, "*") {
+			return name
+		}
+	}
+	return ""
 }
 
 func (k *keys) clock() time.Time {
@@ -111,38 +149,23 @@ func read(secret *corev1.Secret) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// make is one for a year, which is as long as browsers take.
-func (k *keys) make(ctx context.Context) (*corev1.Secret, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
-	if err != nil {
-		return nil, err
-	}
-	now := k.clock()
-	template := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: "Kingmaker portal"}, NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true}
-	all := k.names(ctx)
+// covers reports whether a certificate is for all names.
+func covers(leaf *x509.Certificate, names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool { return leaf.VerifyHostname(name) != nil })
+}
+
+// wanted are the names of a certificate of our own, each once.
+func (k *keys) wanted(ctx context.Context) []string {
+	all := slices.DeleteFunc(k.names(ctx), func(name string) bool { return name == "" })
 	slices.Sort(all)
-	for _, name := range slices.Compact(all) {
-		if ip := net.ParseIP(name); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else if name != "" {
-			template.DNSNames = append(template.DNSNames, name)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	return slices.Compact(all)
+}
+
+func (k *keys) make(a session.Authority, names []string) (*corev1.Secret, error) {
+	certificate, key, err := a.Issue(names, k.clock())
 	if err != nil {
 		return nil, err
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: ownKeys, Labels: map[string]string{"kingmaker.dev/owner": "portal"}}, Type: corev1.SecretTypeTLS, Data: map[string][]byte{
-		corev1.TLSCertKey:       pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		corev1.TLSPrivateKeyKey: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
-	}}, nil
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: ownKeys, Labels: map[string]string{session.OwnerLabel: session.Owner}}, Type: corev1.SecretTypeTLS, Data: map[string][]byte{
+		corev1.TLSCertKey: append(certificate, a.Certificate...), corev1.TLSPrivateKeyKey: key}}, nil
 }

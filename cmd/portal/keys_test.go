@@ -3,25 +3,40 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 )
 
 // TestKeys: one certificate for all portals, made anew before its end; the site's where
 // it gives one that can be used.
 func TestKeys(t *testing.T) {
-	secrets := fake.NewClientset().CoreV1().Secrets("kingmaker-portal")
+	core := fake.NewClientset().CoreV1()
+	secrets, maps := core.Secrets("kingmaker-portal"), core.ConfigMaps("kingmaker-portal")
 	now := time.Now()
+	authority, err := session.NewAuthority("portal", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"portal.school.example", "10.20.1.11", "10.20.1.11", ""}
+	told := func(name string, trusts string) {
+		t.Helper()
+		m, err := maps.Get(t.Context(), address, metav1.GetOptions{})
+		if err != nil || m.Data["name"] != name || m.Data["ca.crt"] != trusts {
+			t.Errorf("machines read %v, %v", m.Data, err)
+		}
+	}
 	portal := func() *keys {
-		return &keys{secrets: secrets, log: slog.New(slog.DiscardHandler), now: func() time.Time { return now },
-			names: func(context.Context) []string {
-				return []string{"portal.school.example", "10.20.1.11", "10.20.1.11", ""}
-			}}
+		return &keys{secrets: secrets, maps: maps, authority: func(context.Context) (session.Authority, error) { return authority, nil }, log: slog.New(slog.DiscardHandler), now: func() time.Time { return now },
+			names: func(context.Context) []string { return slices.Clone(names) }}
 	}
 	shown := func(k *keys) *tls.Certificate {
 		t.Helper()
@@ -46,9 +61,24 @@ func TestKeys(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	told("", string(authority.Certificate))
+	names = append(names, "10.20.1.12") // a machine has joined
+	joined := shown(portal())
+	if err := joined.Leaf.VerifyHostname("10.20.1.12"); err != nil {
+		t.Error(err)
+	}
+	names = names[:2] // and is gone: nobody needs another
+	if again := shown(portal()); !again.Leaf.Equal(joined.Leaf) {
+		t.Error("it is made anew for a name less")
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(authority.Certificate)
+	if _, err := joined.Leaf.Verify(x509.VerifyOptions{Roots: roots}); err != nil {
+		t.Error(err)
+	}
 	now = now.AddDate(0, 11, 15)
 	c := shown(portal())
-	if c.Leaf.Equal(a.Leaf) {
+	if c.Leaf.Equal(joined.Leaf) {
 		t.Error("it is not made anew")
 	}
 	own, err := secrets.Get(t.Context(), ownKeys, metav1.GetOptions{})
@@ -67,7 +97,7 @@ func TestKeys(t *testing.T) {
 	if err := running.load(t.Context()); err == nil {
 		t.Error("a bad certificate is not told")
 	}
-	made, err := portal().make(t.Context())
+	made, err := portal().make(authority, []string{"*.school.example", "portal.school.example"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,4 +108,5 @@ func TestKeys(t *testing.T) {
 	if e := shown(running); e.Leaf.Equal(a.Leaf) || e.Leaf.Equal(c.Leaf) {
 		t.Error("the site's certificate is not shown")
 	}
+	told("portal.school.example", "")
 }

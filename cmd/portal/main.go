@@ -132,7 +132,10 @@ func run(ctx context.Context, config *rest.Config, o options) error {
 	if err != nil {
 		return err
 	}
-	keys := &keys{secrets: client.CoreV1().Secrets(cluster.Namespace), names: names(site), log: o.log}
+	keys := &keys{secrets: client.CoreV1().Secrets(cluster.Namespace), maps: client.CoreV1().ConfigMaps(cluster.Namespace), names: names(site), log: o.log,
+		authority: func(ctx context.Context) (session.Authority, error) {
+			return site.Authority(ctx, cluster.PortalAuthority, true, time.Now())
+		}}
 	if err := keys.load(ctx); err != nil {
 		return err
 	}

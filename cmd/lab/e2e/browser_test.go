@@ -40,25 +40,21 @@ func shots(t *testing.T) string {
 	return dir
 }
 
-// door is the portal's, as every browser has to find it: over TLS, with the certificate
-// that the site has made.
+// door is the portal's, as every browser has to find it: over TLS, and known by the
+// authority that the site has made.
 type door struct {
-	certificate *x509.Certificate
+	authority *x509.Certificate
 }
 
 func openDoor(t *testing.T) door {
 	t.Helper()
 	var d door
-	await(t, 3*time.Minute, "the portal's certificate", func() (string, bool) {
-		text, err := kubectl("get", "secret", "-n", "kingmaker-portal", "portal-tls-own", "-o", `jsonpath={.data.tls\.crt}`)
-		if err != nil {
-			return text, false
+	await(t, 3*time.Minute, "the portal's authority", func() (string, bool) {
+		text, err := kubectl("get", "configmap", "-n", "kingmaker-portal", "portal", "-o", `jsonpath={.data.ca\.crt}`)
+		if block, _ := pem.Decode([]byte(text)); err == nil && block != nil {
+			d.authority, err = x509.ParseCertificate(block.Bytes)
 		}
-		data, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
-		if block, _ := pem.Decode(data); err == nil && block != nil {
-			d.certificate, err = x509.ParseCertificate(block.Bytes)
-		}
-		return fmt.Sprint(err), err == nil && d.certificate != nil
+		return fmt.Sprint(text, err), err == nil && d.authority != nil
 	})
 	for _, m := range allMachines(t) { // any machine's address reaches it
 		client := d.client(m)
@@ -83,7 +79,7 @@ func at(machine string) string {
 // client is a browser without a screen: it keeps cookies, and follows no redirection.
 func (d door) client(machine string) *http.Client {
 	roots := x509.NewCertPool()
-	roots.AddCert(d.certificate)
+	roots.AddCert(d.authority)
 	jar, _ := cookiejar.New(nil)
 	return &http.Client{Jar: jar, Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -118,8 +114,8 @@ type browser struct {
 // open has a browser of its own, which knows nobody.
 func (d door) open(t *testing.T, machine string) *browser {
 	t.Helper()
-	// It trusts the portal's own key, and no other that it does not know.
-	key := sha256.Sum256(d.certificate.RawSubjectPublicKeyInfo)
+	// It trusts this authority, and no other that it does not know.
+	key := sha256.Sum256(d.authority.RawSubjectPublicKeyInfo)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.WindowSize(1280, 860), chromedp.Flag("lang", "en"),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(key[:])))
 	if os.Geteuid() == 0 {

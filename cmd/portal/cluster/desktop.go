@@ -75,7 +75,7 @@ func (c *Cluster) ReachPod(ctx context.Context, pod, ip string) (*Desktop, error
 	if err != nil {
 		return nil, fmt.Errorf("read the Secret of %s: %s", pod, apierrors.ReasonForError(err))
 	}
-	authority, err := c.Authority(ctx, false, time.Now())
+	authority, err := c.Authority(ctx, DesktopAuthority, false, time.Now())
 	if err != nil {
 		return nil, err
 	}
@@ -181,31 +181,35 @@ func (d *Desktop) Screen(ctx context.Context) (*websocket.Conn, error) {
 	return conn, nil
 }
 
-const authoritySecret = "desktop-ca"
+// The authorities, by the Secrets that they are in: of desktops, and of the portal itself.
+const (
+	DesktopAuthority = "desktop-ca"
+	PortalAuthority  = "portal-ca"
+)
 
-// Authority signs the desktops' certificates. It is made where it is missing and asked
-// for; two portals that make it at once agree on one.
-func (c *Cluster) Authority(ctx context.Context, create bool, now time.Time) (a session.Authority, err error) {
+// Authority signs certificates. It is made where it is missing and asked for; two
+// portals that make it at once agree on one.
+func (c *Cluster) Authority(ctx context.Context, name string, create bool, now time.Time) (a session.Authority, err error) {
 	secrets := c.Client.CoreV1().Secrets(Namespace)
 	for range 2 {
-		secret, err := secrets.Get(ctx, authoritySecret, metav1.GetOptions{})
+		secret, err := secrets.Get(ctx, name, metav1.GetOptions{})
 		if err == nil {
 			return session.Authority{Certificate: secret.Data["tls.crt"], Key: secret.Data["tls.key"]}, nil
 		}
 		if !apierrors.IsNotFound(err) || !create {
-			return a, fmt.Errorf("read the authority of desktops: %s", apierrors.ReasonForError(err))
+			return a, fmt.Errorf("read the authority %s: %s", name, apierrors.ReasonForError(err))
 		}
-		if a, err = session.NewAuthority(now); err != nil {
+		if a, err = session.NewAuthority("Kingmaker "+name, now); err != nil {
 			return a, err
 		}
-		_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: authoritySecret, Labels: map[string]string{session.OwnerLabel: session.Owner}},
+		_, err = secrets.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{session.OwnerLabel: session.Owner}},
 			Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": a.Certificate, "tls.key": a.Key}}, metav1.CreateOptions{})
 		if err == nil {
 			return a, nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
-			return a, fmt.Errorf("keep the authority of desktops: %s", apierrors.ReasonForError(err))
+			return a, fmt.Errorf("keep the authority %s: %s", name, apierrors.ReasonForError(err))
 		}
 	}
-	return a, errors.New("the authority of desktops comes and goes")
+	return a, fmt.Errorf("the authority %s comes and goes", name)
 }

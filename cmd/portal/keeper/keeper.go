@@ -61,7 +61,7 @@ const interval = 2 * time.Second
 func (k *Keeper) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if _, err := k.Cluster.Authority(ctx, true, k.now()); err != nil {
+	if _, err := k.Cluster.Authority(ctx, cluster.DesktopAuthority, true, k.now()); err != nil {
 		return err
 	}
 	k.wake = make(chan struct{}, 1)
@@ -319,11 +319,11 @@ func (k *Keeper) create(ctx context.Context, l look) error {
 	if err != nil {
 		return err
 	}
-	authority, err := k.Cluster.Authority(ctx, true, k.now())
+	authority, err := k.Cluster.Authority(ctx, cluster.DesktopAuthority, true, k.now())
 	if err != nil {
 		return err
 	}
-	certificate, key, err := authority.Issue(k.now())
+	certificate, key, err := authority.Issue([]string{session.Host}, k.now())
 	if err != nil {
 		return err
 	}

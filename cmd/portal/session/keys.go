@@ -12,26 +12,27 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Authority signs the certificates of desktops. The portal keeps it; desktops have
-// neither it nor a name that differs, and are told apart by the certificate itself:
-// see Trust.
+// Authority signs certificates. The portal keeps one for desktops, which have neither it
+// nor a name that differs, and are told apart by the certificate itself (see Trust); and
+// one for itself.
 type Authority struct {
 	Certificate []byte // PEM
 	Key         []byte // PEM
 }
 
 // NewAuthority makes one for ten years.
-func NewAuthority(now time.Time) (Authority, error) {
+func NewAuthority(name string, now time.Time) (Authority, error) {
 	key, keyPEM, err := newKey()
 	if err != nil {
 		return Authority{}, err
 	}
-	ca := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: "kingmaker desktops"},
+	ca := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: name},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign}
 	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &key.PublicKey, key)
@@ -41,18 +42,26 @@ func NewAuthority(now time.Time) (Authority, error) {
 	return Authority{Certificate: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), Key: keyPEM}, nil
 }
 
-// Issue makes the certificate of one desktop.
-func (a Authority) Issue(now time.Time) (certificate, key []byte, err error) {
+// Issue makes a server's certificate for names and addresses, for a year, which is as
+// long as browsers take.
+func (a Authority) Issue(names []string, now time.Time) (certificate, key []byte, err error) {
 	pair, err := tls.X509KeyPair(a.Certificate, a.Key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the authority of desktops: %w", err)
+		return nil, nil, fmt.Errorf("read the authority: %w", err)
 	}
 	own, key, err := newKey()
 	if err != nil {
 		return nil, nil, err
 	}
-	leaf := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: Host}, DNSNames: []string{Host},
+	leaf := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: pair.Leaf.Subject.CommonName},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			leaf.IPAddresses = append(leaf.IPAddresses, ip)
+		} else {
+			leaf.DNSNames = append(leaf.DNSNames, name)
+		}
+	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, pair.Leaf, &own.PublicKey, pair.PrivateKey)
 	if err != nil {
 		return nil, nil, err

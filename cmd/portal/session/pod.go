@@ -121,8 +121,8 @@ func (o Order) Pod() (*corev1.Pod, error) {
 		Containers: []corev1.Container{{
 			Name: "desktop", Image: o.image(), ImagePullPolicy: corev1.PullIfNotPresent,
 			Command: []string{"/usr/local/bin/desktop", "run"}, // which keeps the lease; see the package
-			Env:   environment(p, t),
-			Ports: []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
+			Env:     environment(p, t),
+			Ports:   []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
 			ReadinessProbe: &corev1.Probe{
 				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: corev1.URISchemeHTTPS, Path: "/readyz", Port: intstr.FromInt32(Port)}},
 				PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 10,

@@ -90,11 +90,11 @@ func TestOwnImage(t *testing.T) {
 // TestTrust: a desktop that has a certificate of the authority, and not this one, is
 // another's.
 func TestTrust(t *testing.T) {
-	a, err := session.NewAuthority(time.Now())
+	a, err := session.NewAuthority("desktops", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	mine, _, err := a.Issue(time.Now())
+	mine, _, err := a.Issue([]string{session.Host}, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
