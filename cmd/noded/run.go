@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -19,8 +20,9 @@ func runCommand(s *surroundings) *cobra.Command {
 		Use:   "run",
 		Short: "Be the agent of this machine (noded.service does that)",
 		Long: `Run reports on this machine to its site every ten seconds, and keeps the way to
-the site's masters open. It looks after the machine's brick, and mounts the site's
-volumes. It works on while the API is away.`,
+the site's masters open. It looks after the machine's brick, mounts the site's
+volumes, and makes the machine's own screen a kiosk where the site wants that. It
+works on while the API is away.`,
 		Example: "  systemctl status noded",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,12 +35,15 @@ volumes. It works on while the API is away.`,
 			klog.SetLogger(logr.Discard()) // what client-go cannot do is told by the agent
 			notify("READY=1")
 			last := &lastBeat{host: h, now: time.Now}
-			a := &agent.Agent{Host: h, Version: version(), Log: h.Log, Alive: func() { notify("WATCHDOG=1") }, Answered: last.note}
-			// Beside the agent: a mount that hangs must not keep it from reporting.
-			volumes := make(chan struct{})
-			go func() { defer close(volumes); keepVolumes(cmd.Context(), h) }()
+			own := &screen{host: h}
+			a := &agent.Agent{Host: h, Version: version(), Log: h.Log, Alive: func() { notify("WATCHDOG=1") }, Answered: last.note, Screen: own.trouble}
+			// Beside the agent: neither a mount that hangs nor a mirror that is slow may keep
+			// it from reporting.
+			var beside sync.WaitGroup
+			beside.Go(func() { keepVolumes(cmd.Context(), h) })
+			beside.Go(func() { own.keep(cmd.Context()) })
 			err = a.Run(cmd.Context())
-			<-volumes
+			beside.Wait()
 			return err
 		},
 	}

@@ -56,6 +56,7 @@ const (
 	ConditionClockInStep  = "ClockInStep"  // the clock differs from the masters' by less than MaxSkew
 	ConditionDiskFit      = "DiskFit"      // etcd could work on the disk: fsync p99 is under the limit
 	ConditionAPIReachable = "APIReachable" // the balancer finds at least one healthy master
+	ConditionKiosk        = "Kiosk"        // the machine's own screen shows the portal; only where the site wants that
 )
 
 // Status is what the agent of a machine reports. Only that agent writes it.

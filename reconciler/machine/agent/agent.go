@@ -40,6 +40,9 @@ type Agent struct {
 
 	// Alive is told that the agent is at work, several times a minute; it may be nil.
 	Alive func()
+	// Screen says why the machine's own screen is no kiosk, where the site wants one; nil
+	// is that it is. It may be nil.
+	Screen func() error
 	// Answered is told what became of each beat: nil, or why the site was not
 	// reached. It may be nil.
 	Answered func(error)

@@ -135,8 +135,12 @@ func (a *Agent) beat(ctx context.Context, client dynamic.Interface, clock *clock
 	a.own.ready = ready.Status == "True"
 	a.mu.Unlock()
 	// The API answered a moment ago, and its clock with it.
-	conditions := []plan.Condition{ready, clock.condition(), a.disk(own.Status.Inventory),
-		{Type: machine.ConditionAPIReachable, Status: "True", Reason: MasterFound, Message: "the balancer leads to a master that works"}}
+	conditions := []plan.Condition{ready, clock.condition(), a.disk(own.Status.Inventory)}
+	if own.Spec.Kiosk && a.Screen != nil {
+		conditions = append(conditions, kiosk(a.Screen()))
+	}
+	conditions = append(conditions,
+		plan.Condition{Type: machine.ConditionAPIReachable, Status: "True", Reason: MasterFound, Message: "the balancer leads to a master that works"})
 	now := time.Now()
 	want := a.status(own, m, conditions, now)
 	want.ClockAhead = clock.words()
@@ -153,6 +157,14 @@ func (a *Agent) beat(ctx context.Context, client dynamic.Interface, clock *clock
 		return nil, unanswered(err)
 	}
 	return read(patched)
+}
+
+// kiosk is whether the machine's own screen is one.
+func kiosk(trouble error) plan.Condition {
+	if trouble != nil {
+		return plan.Condition{Type: machine.ConditionKiosk, Status: "False", Reason: "NotInstalled", Message: trouble.Error()}
+	}
+	return plan.Condition{Type: machine.ConditionKiosk, Status: "True", Reason: "Installed", Message: "the machine's own screen shows the portal"}
 }
 
 var errNoMachine = errors.New("the site has no Machine")

@@ -40,17 +40,22 @@ func Packages() []string {
 // masked before: but not where it has been in use all along.
 const haproxy = "haproxy.service"
 
-// packages come from the bundle where that is for this release of Debian, with
-// lists and caches apart: the machine's own sources are neither asked nor
-// changed, and no network is needed. Otherwise they come from those sources.
+// packages are those of every machine.
 func (i *install) packages() Step {
-	h := i.h
+	return i.h.debs("packages", Packages(), func() (source, error) { return i.h.source(i.Bundle.Dir, i.Bundle.Debian) })
+}
+
+// debs has packages on the machine. They come from a bundle where that is for
+// this release of Debian, with lists and caches apart: the machine's own sources are
+// neither asked nor changed, and no network is needed. Otherwise they come from those
+// sources.
+func (h *Host) debs(name string, packages []string, find func() (source, error)) Step {
 	look := func(ctx context.Context) ([]string, error) {
-		missing, broken, err := h.missing(ctx)
+		missing, broken, err := h.missing(ctx, packages)
 		if err != nil {
 			return nil, err
 		}
-		from, err := i.source()
+		from, err := find()
 		if err != nil {
 			return nil, err
 		}
@@ -64,14 +69,14 @@ func (i *install) packages() Step {
 		return todo, nil
 	}
 	do := func(ctx context.Context) error {
-		from, err := i.source()
+		from, err := find()
 		if err != nil {
 			return err
 		}
 		if err := h.waitForDpkg(ctx); err != nil {
 			return err
 		}
-		missing, broken, err := h.missing(ctx)
+		missing, broken, err := h.missing(ctx, packages)
 		if err != nil {
 			return err
 		}
@@ -79,7 +84,7 @@ func (i *install) packages() Step {
 			if _, err := h.quietly(ctx, "dpkg", "--configure", "--pending", "--force-confold"); err != nil {
 				return err
 			}
-			if missing, _, err = h.missing(ctx); err != nil {
+			if missing, _, err = h.missing(ctx, packages); err != nil {
 				return err
 			}
 		}
@@ -108,7 +113,7 @@ func (i *install) packages() Step {
 		}
 		return nil
 	}
-	return Step{"packages", look, do}
+	return Step{name, look, do}
 }
 
 // waitForDpkg returns when no other program installs packages, as a fresh Debian
@@ -144,18 +149,18 @@ func (h *Host) quietly(ctx context.Context, name string, args ...string) ([]byte
 	return h.Do(ctx, Command{Name: name, Args: args, Env: []string{"DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1"}})
 }
 
-// missing are our packages that are not installed, and whether dpkg was
-// interrupted in the midst of one.
-func (h *Host) missing(ctx context.Context) (missing []string, broken bool, err error) {
+// missing are the packages that are not installed, and whether dpkg was interrupted in
+// the midst of one.
+func (h *Host) missing(ctx context.Context, packages []string) (missing []string, broken bool, err error) {
 	// Its code is 1 where it knows nothing of one, which then is not in its answer.
-	out, err := h.ask(ctx, "dpkg-query", append([]string{"--show", "--showformat", `${Package} ${db:Status-Status}\n`}, Packages()...)...)
+	out, err := h.ask(ctx, "dpkg-query", append([]string{"--show", "--showformat", `${Package} ${db:Status-Status}\n`}, packages...)...)
 	status := map[string]string{}
 	for line := range strings.Lines(string(out)) {
 		if name, state, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
 			status[name] = state
 		}
 	}
-	for _, name := range Packages() {
+	for _, name := range packages {
 		switch status[name] {
 		case "installed":
 		case "unpacked", "half-configured", "triggers-awaited", "triggers-pending":
@@ -181,21 +186,22 @@ type source struct {
 	options []string // of apt-get
 }
 
-func (i *install) source() (source, error) {
-	release, err := i.h.release()
+// source is the bundle in a folder, if it is for this release of Debian.
+func (h *Host) source(bundle, codename string) (source, error) {
+	release, err := h.release()
 	if err != nil {
 		return source{}, err
 	}
-	if release.codename != i.Bundle.Debian {
-		return source{words: fmt.Sprintf("the machine's own sources (the bundle is for Debian %s, this is %s)", i.Bundle.Debian, release.codename)}, nil
+	if release.codename != codename {
+		return source{words: fmt.Sprintf("the machine's own sources (the bundle is for Debian %s, this is %s)", codename, release.codename)}, nil
 	}
 	// What is trusted is the sum of the list of packages, which was verified
 	// with the bundle, and which holds the sums of the packages.
-	where := url.URL{Scheme: "file", Path: i.Bundle.Dir + "/debian"}
+	where := url.URL{Scheme: "file", Path: bundle + "/debian"}
 	s := source{words: "the bundle", list: fmt.Appendf(nil, "deb [trusted=yes] %s ./\n", where.String())}
 	for _, option := range []string{
-		"Dir::Etc::sourcelist=" + i.h.Path(sourceList), "Dir::Etc::sourceparts=-",
-		"Dir::State::lists=" + i.h.Path(aptDir+"/lists"), "Dir::Cache=" + i.h.Path(aptDir),
+		"Dir::Etc::sourcelist=" + h.Path(sourceList), "Dir::Etc::sourceparts=-",
+		"Dir::State::lists=" + h.Path(aptDir+"/lists"), "Dir::Cache=" + h.Path(aptDir),
 		// The bundle may lie where apt's own user cannot read it.
 		"APT::Sandbox::User=root",
 	} {

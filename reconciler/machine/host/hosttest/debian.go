@@ -33,6 +33,7 @@ type Debian struct {
 	Masked     map[string]bool
 	Images     map[string]Stored // of containerd, by name
 	Namespaces []string          // of containerd
+	Accounts   []string          // that were made
 	Parts      []Part            // of /dev/sdb, as its table has them
 	Known      int               // how many of them the kernel knows
 	Signatures map[string]string // of file systems, by device: "ext4 label"
@@ -69,6 +70,7 @@ func NewDebian(t testing.TB) *Debian {
 		"dpkg-query": m.dpkgQuery, "dpkg": m.dpkg, "apt-get": m.aptGet, "systemctl": m.systemctl,
 		"modprobe": m.modprobe, "sysctl": m.sysctl, "ctr": m.ctr, "haproxy": m.haproxy,
 		"lsblk": m.lsblk, "wipefs": m.wipefs, "partx": m.partx, "sfdisk": m.sfdisk, "mkfs.ext4": m.mkfs, "mkfs.xfs": m.mkfs,
+		"getent passwd": m.getent, "useradd": m.useradd,
 		"chattr":         func(host.Command, []byte) (string, error) { return "", nil },
 		"udevadm settle": func(host.Command, []byte) (string, error) { return "", nil },
 		"ip":             func(host.Command, []byte) (string, error) { return network, nil },
@@ -256,10 +258,27 @@ func (m *Debian) systemctl(c host.Command, _ []byte) (string, error) {
 		m.Active[unit] = true
 	case "stop":
 		m.Active[unit] = false
-	case "try-restart", "reload", "unmask", "disable":
+	case "disable":
+		m.Enabled[unit] = false
+		if slices.Contains(c.Args, "--now") {
+			m.Active[unit] = false
+		}
+	case "try-restart", "reload", "unmask":
 	default:
 		return "", Refuse(c, 1, "Unknown command verb "+verb)
 	}
+	return "", nil
+}
+
+func (m *Debian) getent(c host.Command, _ []byte) (string, error) {
+	if slices.Contains(m.Accounts, c.Args[1]) {
+		return c.Args[1] + ":x:998:998::/:/usr/sbin/nologin\n", nil
+	}
+	return "", Refuse(c, 2, "")
+}
+
+func (m *Debian) useradd(c host.Command, _ []byte) (string, error) {
+	m.Accounts = append(m.Accounts, c.Args[len(c.Args)-1])
 	return "", nil
 }
 
