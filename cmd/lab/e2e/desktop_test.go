@@ -20,6 +20,8 @@ import (
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 	"github.com/kingmaker-io/kingmaker/reconciler/gluster"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 )
 
 // What the site promises of desktops, in this lab.
@@ -72,32 +74,8 @@ func inside(user string, args ...string) (string, error) {
 // computer, with their files and those that they share, whichever machine it runs on and
 // whichever dies.
 func TestDesktops(t *testing.T) {
-	defer volumeTest(t)()
-	installDesktop(t)
-	files := map[string]string{}
-	err := filepath.WalkDir("../../../examples/desktops", func(path string, entry os.DirEntry, err error) error {
-		if err != nil || entry.IsDir() {
-			return err
-		}
-		content, err := os.ReadFile(path)
-		name, _ := filepath.Rel("../../../examples/desktops", path)
-		files[name] = string(content)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		for name := range files {
-			if !strings.HasPrefix(name, "volumes/") { // clearVolumes asks for consent first
-				files[name] = ""
-			}
-		}
-		push(t, "no desktops", files)
-	})
-	push(t, "desktops", files)
-	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
-	d := openDoor(t)
+	d, end := openDesktops(t)
+	defer end()
 	machines := allMachines(t)
 
 	ada := d.open(t, machines[0])
@@ -171,8 +149,174 @@ func TestDesktops(t *testing.T) {
 	if out, err := kubectl("get", "pods", "-n", session.Namespace, "-l", session.Label+"=ada", "-o", "name"); strings.TrimSpace(must(t, out, err)) != "pod/"+second.Status.Pod {
 		t.Errorf("Pods of ada: %s", out)
 	}
-	for _, user := range []string{"ada", "ben"} { // the volumes are to be free
-		stopDesk(t, d, at, user)
+}
+
+// openDesktops makes the site of examples/desktops, until end.
+func openDesktops(t *testing.T) (d door, end func()) {
+	t.Helper()
+	clean := volumeTest(t)
+	installDesktop(t)
+	const folder = "../../../examples/desktops"
+	files := map[string]string{}
+	err := filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		name, _ := filepath.Rel(folder, path)
+		if name == "volumes/volumes.yaml" {
+			name = volumesFile // so that clearVolumes finds it
+		}
+		files[name] = string(content)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	push(t, "desktops", files)
+	end = func() {
+		if t.Failed() {
+			out, _ := kubectl("get", "sessions,pods", "-n", session.Namespace, "-o", "yaml")
+			log, _ := kubectl("logs", "-n", "kingmaker-portal", "deployment/portal", "--all-pods", "--prefix", "--tail", "200")
+			t.Log(out, log)
+		}
+		for _, user := range []string{"ada", "ben", "tess"} { // the volumes are to be free
+			if one, err := deskOf(user); err == nil && one.Spec.Wanted {
+				stopDesk(t, d, master(t), user)
+			}
+		}
+		for name := range files {
+			if name != volumesFile { // which needs consent
+				files[name] = ""
+			} else {
+				delete(files, name)
+			}
+		}
+		push(t, "no desktops", files)
+		clean()
+	}
+	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
+	return openDoor(t), end
+}
+
+// TestDesktopSpeed is how long people wait: twenty times each for a desktop that is
+// started, and for one that runs; with the share of each stage.
+func TestDesktopSpeed(t *testing.T) {
+	long(t)
+	const rounds = 20
+	d, end := openDesktops(t)
+	defer end()
+	at := allMachines(t)[0]
+	b := d.open(t, at)
+	b.signIn("ada", secret)
+	b.painted(started)
+	picture := func(began time.Time) time.Duration {
+		t.Helper()
+		for time.Since(began) < started {
+			if b.colours() > 50 {
+				return time.Since(began)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Fatalf("no desktop within %s: %s", started, b.text())
+		return 0
+	}
+	leave := func() {
+		b.do("sign out", chromedp.Click(`form[action="/logout"] button`), chromedp.WaitVisible("#user"))
+	}
+	var all, running []time.Duration
+	stages := map[string][]time.Duration{}
+	names := []string{"sign-in", session.Queued, session.Placed, session.Begun, session.Screen, session.Ready}
+	for range rounds {
+		leave()
+		stopDesk(t, d, at, "ada")
+		stop := watchDesk(t, "ada")
+		began := time.Now()
+		b.submit("ada", secret)
+		took := picture(began)
+		all = append(all, took)
+		moments := stop()
+		before := began
+		for i, name := range names { // a stage lasts until the next that was seen
+			next := began.Add(took)
+			for _, later := range names[i+1:] {
+				if at, ok := moments[later]; ok {
+					next = at
+					break
+				}
+			}
+			if _, ok := moments[name]; ok || i == 0 {
+				stages[name] = append(stages[name], next.Sub(before))
+				before = next
+			}
+		}
+		leave()
+		began = time.Now()
+		b.submit("ada", secret)
+		running = append(running, picture(began))
+	}
+	t.Logf("from the sign-in to a painted desktop, %d times:\n%s", rounds, spread("all of it", all))
+	for _, name := range names {
+		t.Logf("%s", spread("  "+name, stages[name]))
+	}
+	t.Logf("to one that runs, %d times:\n%s", rounds, spread("all of it", running))
+}
+
+// spread is a line of a table: least, median, 95th percentile and most.
+func spread(name string, all []time.Duration) string {
+	if len(all) == 0 {
+		return fmt.Sprintf("%-12s never seen", name)
+	}
+	sorted := slices.Sorted(slices.Values(all))
+	at := func(share float64) time.Duration {
+		return sorted[min(len(sorted)-1, int(share*float64(len(sorted))))].Round(10 * time.Millisecond)
+	}
+	return fmt.Sprintf("%-12s least %6s  median %6s  95th %6s  most %6s  (%d)", name, at(0), at(0.5), at(0.95), at(1), len(all))
+}
+
+// watchDesk notes when each stage of a desktop was first seen, until stop.
+func watchDesk(t *testing.T, user string) (stop func() map[string]time.Time) {
+	t.Helper()
+	client, err := connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	w, err := client.Resource(session.Resource()).Namespace(session.Namespace).Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + session.Name(user)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]time.Time{}
+	first := int64(-1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for event := range w.ResultChan() {
+			o, ok := event.Object.(*unstructured.Unstructured)
+			if !ok {
+				continue
+			}
+			generation, _, _ := unstructured.NestedInt64(o.Object, "spec", "generation")
+			if first < 0 {
+				first = generation // of the one before
+			}
+			if of, _, _ := unstructured.NestedInt64(o.Object, "status", "generation"); of == first {
+				continue
+			}
+			for _, field := range []string{"stage", "phase"} {
+				if value, _, _ := unstructured.NestedString(o.Object, "status", field); value != "" {
+					if _, known := seen[value]; !known {
+						seen[value] = time.Now()
+					}
+				}
+			}
+		}
+	}()
+	return func() map[string]time.Time {
+		cancel()
+		w.Stop()
+		<-done
+		return seen
 	}
 }
 
