@@ -133,7 +133,7 @@ spec:
       image: kingmaker.dev/probe:e2e
       imagePullPolicy: Never
       args: [cat, /shared/hello]
-      securityContext: {runAsUser: 3001, runAsGroup: 2001}
+      securityContext: {runAsUser: 3001, runAsGroup: 2001, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}
       volumeMounts: [{name: shared, mountPath: /shared}]
   volumes: [{name: shared, persistentVolumeClaim: {claimName: shared}}]
 `

@@ -125,8 +125,6 @@ func start(t *testing.T) *world {
 		"-f", "../../../manifests/directory/namespace.yaml")
 	kubectl("", "apply", "-k", "../../../manifests/portal")
 	kubectl("", "wait", "--for=condition=Established", "--timeout=30s", "crd/sessions.kingmaker.dev", "crd/desktops.kingmaker.dev", "crd/machines.kingmaker.dev", "crd/sites.kingmaker.dev")
-	// Desktops pass the strictest rules that Kubernetes has for Pods.
-	kubectl("", "label", "--overwrite", "namespace", "kingmaker-desktops", "pod-security.kubernetes.io/enforce=restricted")
 	kubectl(objects, "apply", "-f", "-")
 	config, err := clientcmd.BuildConfigFromFlags("", plane.Kubeconfig)
 	if err != nil {
