@@ -395,7 +395,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.phase(session.Fenced)
-	w.later.Store(int64(session.LeaseFor))
+	w.later.Store(int64(session.LeaseFor - 15*time.Second))
 	w.stays("desk-anna-2")
 	w.later.Store(int64(session.LeaseFor + 10*time.Second))
 	w.made("desk-anna-3")
