@@ -46,7 +46,9 @@ setInterval(async () => {
   try {
     const answer = await fetch('/desk/state', { cache: 'no-store' });
     if (answer.status === 401) { location.replace('/login'); return; }
+    if (answer.status === 503) say('waiting'); // who does not renew a desktop's lease has it freeze
     if (!answer.ok) return;
+    if (rfb) say('connected');
     const s = await answer.json();
     const warned = $('warned');
     warned.textContent = s.warned ? warned.dataset.text : '';
