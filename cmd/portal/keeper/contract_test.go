@@ -22,6 +22,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -428,6 +429,25 @@ func TestLife(t *testing.T) {
 		d, ok, err := w.portal.Look(ctx, "Mallory.X")
 		return err == nil && ok && d.Status.Reason == session.NoPerson
 	})
+
+	// The image of the template is brought to every machine, and let go when it is another.
+	brought := func() (images []string) {
+		list, err := w.admin.AppsV1().DaemonSets(session.Namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range list.Items {
+			images = append(images, d.Spec.Template.Spec.Containers[0].Image)
+		}
+		return images
+	}
+	w.eventually("the image is brought", func() bool { return slices.Equal(brought(), []string{"kingmaker.dev/desktop:1"}) })
+	template := w.objects.Resource(session.TemplateResource())
+	if _, err := template.Patch(ctx, "xfce", types.MergePatchType, []byte(`{"spec":{"image":"registry.example/xfce:2"}}`), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.later.Add(int64(time.Minute))
+	w.eventually("the other image is brought", func() bool { return slices.Equal(brought(), []string{"registry.example/xfce:2"}) })
 
 	// A visit, with the portal's rights.
 	store := &visit.Store{Client: w.portal.Client.CoreV1().Secrets(cluster.Namespace)}

@@ -46,6 +46,7 @@ type Keeper struct {
 	since   map[string]time.Time // by UID of a Pod: when its generation was first seen to be over
 	attends attendants
 	refused time.Time // when the directory last did not answer
+	brought time.Time // when the images of templates were last looked after
 }
 
 // lists are the caches: each as old as its watch.
@@ -128,8 +129,11 @@ func (k *Keeper) watch(ctx context.Context) error {
 	return nil
 }
 
-// round is one look at every Session, and at Pods whose Session is gone.
+// round is one look at every Session, at Pods whose Session is gone, and at the images.
 func (k *Keeper) round(ctx context.Context) {
+	if err := k.bring(ctx); err != nil && ctx.Err() == nil {
+		k.Log.Warn("images of desktops may not be on all machines", "error", err)
+	}
 	names := map[string]bool{}
 	objects, _ := k.lists.sessions.List(labels.Everything())
 	for _, o := range objects {

@@ -3,6 +3,7 @@ package session_test
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,18 @@ func TestOwnImage(t *testing.T) {
 		if err != nil || pod.Spec.Containers[0].Image != want {
 			t.Errorf("%s: %v, want %s", image, err, want)
 		}
+	}
+}
+
+// TestImages: each image that no bundle brings is brought once.
+func TestImages(t *testing.T) {
+	sets := session.Images([]session.Template{{Image: "registry.example/b:1"}, {Image: session.OwnImage}, {Image: "registry.example/a:1"}, {Image: "registry.example/b:1"}})
+	var images []string
+	for _, d := range sets {
+		images = append(images, d.Spec.Template.Spec.Containers[0].Image)
+	}
+	if !slices.Equal(images, []string{"registry.example/a:1", "registry.example/b:1"}) || sets[0].Name == sets[1].Name {
+		t.Errorf("%v", images)
 	}
 }
 
