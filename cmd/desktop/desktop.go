@@ -372,7 +372,8 @@ func mounted(dir, around string) bool {
 }
 
 // watchHome sees a home whose mount has died. Only a new container finds the mount
-// that the machine has made since, and Kubernetes makes one when /healthz fails.
+// that the machine has made since; Kubernetes ends this one when /healthz fails, and
+// the portal makes the next.
 func (d *Desktop) watchHome(ctx context.Context) {
 	for ctx.Err() == nil {
 		_, err := os.Stat(d.Home) // may take long, while a volume waits for a copy

@@ -127,6 +127,11 @@ func (o Order) Pod() (*corev1.Pod, error) {
 				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: corev1.URISchemeHTTPS, Path: "/readyz", Port: intstr.FromInt32(Port)}},
 				PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 10,
 			},
+			// Its home is gone when a mount has died: only the next one finds the new mount.
+			LivenessProbe: &corev1.Probe{
+				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: corev1.URISchemeHTTPS, Path: "/healthz", Port: intstr.FromInt32(Port)}},
+				PeriodSeconds: 20, TimeoutSeconds: 10, FailureThreshold: 3, // slow is not dead
+			},
 			Resources: corev1.ResourceRequirements{
 				Requests: corev1.ResourceList{corev1.ResourceCPU: cpu, corev1.ResourceMemory: request},
 				Limits:   corev1.ResourceList{corev1.ResourceMemory: memory},
