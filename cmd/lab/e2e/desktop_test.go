@@ -86,12 +86,8 @@ func TestDesktops(t *testing.T) {
 		said := ada.text()
 		return said, strings.Contains(said, "is wrong")
 	})
-	// Of the two desktops a worker's is tried: its machine dies, and no crown is needed.
-	for _, m := range mustNames(t, mastersOf) {
-		out, err := kubectl("cordon", m)
-		must(t, out, err)
-		t.Cleanup(func() { _, _ = kubectl("uncordon", m) })
-	}
+	anywhere := onWorkers(t)
+	defer anywhere()
 	began := time.Now()
 	ada.submit("ada", secret)
 	await(t, 30*time.Second, "the progress", func() (string, bool) {
@@ -101,9 +97,7 @@ func TestDesktops(t *testing.T) {
 	ada.painted(started)
 	t.Logf("ada sees her desktop %.1f s after she signed in", time.Since(began).Seconds())
 	first := awaitDesk(t, time.Minute, "ada", session.Ready)
-	for _, m := range mustNames(t, mastersOf) {
-		_, _ = kubectl("uncordon", m)
-	}
+	anywhere()
 
 	const note, greeting = "the quick brown fox", "hello to all in the house"
 	edit(ada, "ada", "note.txt", "/home/ada/note.txt", note)
@@ -197,6 +191,126 @@ func openDesktops(t *testing.T) (d door, end func()) {
 	}
 	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
 	return openDoor(t), end
+}
+
+// TestDesktopFaults: whatever is missing, the page says so in plain words, and when it is
+// there again the desktop comes by itself.
+func TestDesktopFaults(t *testing.T) {
+	long(t)
+	d, end := openDesktops(t)
+	defer end()
+	at := allMachines(t)[0]
+	b := d.open(t, at)
+	b.signIn("ben", secret)
+	b.painted(started)
+	again := func() {
+		b.do("stop", chromedp.Navigate(b.at+"/desk"))
+		stopDesk(t, d, at, "ben")
+		b.do("choose", chromedp.Navigate(b.at+"/desk"), chromedp.WaitVisible(`form[action="/desk/start"] button`))
+	}
+	start := func() { b.do("start", chromedp.Click(`form[action="/desk/start"] button`)) }
+
+	t.Run("no room", func(t *testing.T) {
+		again()
+		for _, m := range allMachines(t) {
+			out, err := kubectl("cordon", m)
+			must(t, out, err)
+		}
+		start()
+		b.says(time.Minute, "No computer has room for it")
+		b.shot("6-no-room")
+		for _, m := range allMachines(t) {
+			_, _ = kubectl("uncordon", m)
+		}
+		b.painted(started)
+	})
+	t.Run("no image", func(t *testing.T) {
+		again()
+		const file = "../../../examples/desktops/desktops/desktops.yaml"
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		push(t, "an image that is not there", map[string]string{"desktops/desktops.yaml": strings.ReplaceAll(string(content), "image: kingmaker.dev/desktop\n", "image: kingmaker.dev/desktop:nowhere\n")})
+		await(t, time.Minute, "the template to have it", func() (string, bool) {
+			out, err := kubectl("get", "desktop", "classroom", "-o", "jsonpath={.spec.image}")
+			return out, err == nil && strings.HasSuffix(strings.TrimSpace(out), ":nowhere")
+		})
+		start()
+		b.says(time.Minute, "(its image) are not there")
+		push(t, "the image that is there", map[string]string{"desktops/desktops.yaml": string(content)})
+		await(t, time.Minute, "the template to have it", func() (string, bool) {
+			out, err := kubectl("get", "desktop", "classroom", "-o", "jsonpath={.spec.image}")
+			return out, err == nil && !strings.HasSuffix(strings.TrimSpace(out), ":nowhere")
+		})
+		again()
+		start()
+		b.painted(started)
+	})
+	t.Run("no directory", func(t *testing.T) {
+		b.do("sign out", chromedp.Navigate(b.at+"/desk"), chromedp.Click(`form[action="/logout"] button`), chromedp.WaitVisible("#user"))
+		out, err := kubectl("patch", "service", "-n", directorySpace, "directory", "--type=merge", "-p", `{"spec":{"selector":{"nobody":"has it"}}}`)
+		must(t, out, err)
+		await(t, 30*time.Second, "the page to say that nobody knows", func() (string, bool) { // the reconciler mends it soon
+			b.submit("ben", secret)
+			said := b.text()
+			return said, strings.Contains(said, "directory of users does not answer")
+		})
+		await(t, 2*time.Minute, "ben to be let in again", func() (string, bool) {
+			if b.colours() == 0 && strings.Contains(b.text(), "Password") {
+				b.submit("ben", secret)
+			}
+			return b.text(), b.colours() > 50
+		})
+	})
+	t.Run("cut off", func(t *testing.T) {
+		again()
+		defer onWorkers(t)()
+		start()
+		b.painted(started)
+		testCutDesktop(t, b)
+	})
+	if log, err := kubectl("logs", "-n", "kingmaker-portal", "deployment/portal", "--all-pods"); err != nil || strings.Contains(log, secret) || strings.Contains(log, "PRIVATE KEY") {
+		t.Errorf("the log has a secret, or %v", err)
+	}
+}
+
+// testCutDesktop: a machine is cut off, and lives: its desktop freezes before the next
+// one runs, and is gone when the cable is back.
+func testCutDesktop(t *testing.T, b *browser) {
+	first := awaitDesk(t, time.Minute, "ben", session.Ready)
+	// One of his programs, which the machine itself sees.
+	const program = "beats-of-ben"
+	out, err := inside("ben", "sh", "-c", "while :; do sleep 0.1; done >/dev/null 2>&1 & : "+program)
+	must(t, out, err)
+	state := func() string { // as ps has it: T is frozen; "" is gone
+		out, _ := exit(first.Status.Node, "", "sh", "-c", "ps -eo stat=,args= | grep '[b]eats-of-ben' | cut -c1")
+		return strings.TrimSpace(out)
+	}
+	if s := state(); s == "" || s == "T" {
+		t.Fatalf("his program is %q", s)
+	}
+	began := time.Now()
+	do(t, "cut", first.Status.Node)
+	var frozen time.Duration
+	await(t, followed, "the next desktop", func() (string, bool) {
+		before := state() // first, for it can only become T in between
+		next, err := deskOf("ben")
+		runs := err == nil && next.Spec.Generation > first.Spec.Generation && next.Status.Generation == next.Spec.Generation && next.Status.Phase == session.Ready
+		if before == "T" && frozen == 0 {
+			frozen = time.Since(began)
+		}
+		if runs && before != "T" {
+			t.Errorf("the next desktop runs, and the former one's program is %q", before)
+		}
+		return fmt.Sprintf("%s %+v %v", before, next.Status, err), runs
+	})
+	next := awaitDesk(t, time.Minute, "ben", session.Ready)
+	t.Logf("frozen %.0f s after the cut; the next one, on %s, is ready after %.0f s", frozen.Seconds(), next.Status.Node, time.Since(began).Seconds())
+	b.painted(started)
+	do(t, "heal", first.Status.Node)
+	await(t, 3*time.Minute, "the former one to go", func() (string, bool) { s := state(); return s, s == "" })
+	awaitReady(t, 3*time.Minute, first.Status.Node)
 }
 
 // TestDesktopSpeed is how long people wait: twenty times each for a desktop that is
@@ -317,6 +431,25 @@ func watchDesk(t *testing.T, user string) (stop func() map[string]time.Time) {
 		w.Stop()
 		<-done
 		return seen
+	}
+}
+
+// onWorkers has desktops start on workers only, until anywhere: one of them is to die,
+// and no crown is wanted then.
+func onWorkers(t *testing.T) (anywhere func()) {
+	t.Helper()
+	masters, err := mastersOf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range masters {
+		out, err := kubectl("cordon", m)
+		must(t, out, err)
+	}
+	return func() {
+		for _, m := range masters {
+			_, _ = kubectl("uncordon", m)
+		}
 	}
 }
 
@@ -507,13 +640,4 @@ func importImage(ctx context.Context, r *room.Room, machine string, b *host.Bund
 		return fmt.Errorf("import images on %s: %w: %s", machine, err, said.String())
 	}
 	return failed
-}
-
-func mustNames(t *testing.T, list func() ([]string, error)) []string {
-	t.Helper()
-	names, err := list()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
 }
