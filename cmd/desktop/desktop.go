@@ -80,7 +80,7 @@ func New(o Options) (*Desktop, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("the home %s is not a folder", o.Home)
 	}
-	d := &Desktop{Options: o, begin: time.Now(), stage: Starting, lease: newLease()}
+	d := &Desktop{Options: o, begin: time.Now(), stage: Starting}
 	_, _ = rand.Read(d.cookie[:]) // never fails
 	return d, nil
 }
@@ -105,7 +105,8 @@ func (d *Desktop) Run(ctx context.Context) error {
 	}
 	defer stop()
 	go d.watchHome(ctx)
-	go d.keepLease(ctx)
+	// To the very end: who is told to end has a while, and may not write in it without.
+	go d.keepLease(context.WithoutCancel(ctx))
 	for again := (retry{}); ; {
 		begin := time.Now()
 		err := d.screen(ctx)
@@ -160,15 +161,17 @@ func (d *Desktop) screen(ctx context.Context) error {
 	}
 	d.set(Screen, display, nil)
 	d.Log.Info("screen", "display", display, "after", time.Since(d.begin).Round(time.Millisecond).String())
-	// The first program that may touch the home waits for a lease.
-	select {
-	case <-d.lease.begun:
-	case <-server.ended:
-		return fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	for again := (retry{}); ; {
+		// No program that may touch the home begins without a lease.
+		for !d.lease.runs() {
+			select {
+			case <-server.ended:
+				return fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
 		begin := time.Now()
 		reason, err := d.session(ctx, server, display)
 		// What the session has left behind would be on the screen of the next. At the

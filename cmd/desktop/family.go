@@ -133,9 +133,10 @@ func (f *family) end(but int, patience time.Duration) {
 func (f *family) freeze() {
 	for range 20 {
 		moving := false
-		for _, p := range descendants(os.Getpid(), 0) {
+		for _, p := range below(os.Getpid(), 0) {
+			// One whose first thread has ended looks dead, and others of it may run.
 			if p.state != 'T' {
-				moving = true
+				moving = moving || p.state != 'Z'
 				_ = syscall.Kill(p.id, syscall.SIGSTOP)
 			}
 		}
@@ -145,9 +146,10 @@ func (f *family) freeze() {
 	}
 }
 
-func (f *family) signal(s syscall.Signal) {
-	for _, p := range descendants(os.Getpid(), 0) {
-		_ = syscall.Kill(p.id, s)
+// thaw lets them go on.
+func (f *family) thaw() {
+	for _, p := range below(os.Getpid(), 0) {
+		_ = syscall.Kill(p.id, syscall.SIGCONT)
 	}
 }
 
@@ -185,20 +187,23 @@ func processes() (list []process) {
 }
 
 // descendants are the living below a process, but one and those below that.
-func descendants(of, but int) (all []process) {
+func descendants(of, but int) []process {
+	return slices.DeleteFunc(below(of, but), func(p process) bool { return p.state == 'Z' })
+}
+
+// below are all that are below a process, but one and those below that.
+func below(of, but int) (all []process) {
 	list := processes()
-	var below func(int)
-	below = func(parent int) {
+	var add func(int)
+	add = func(parent int) {
 		for _, p := range list {
 			if p.parent == parent && p.id != but && !slices.Contains(all, p) {
-				if p.state != 'Z' {
-					all = append(all, p)
-				}
-				below(p.id)
+				all = append(all, p)
+				add(p.id)
 			}
 		}
 	}
-	below(of)
+	add(of)
 	return all
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,14 +15,11 @@ import (
 // machine is cut off is not seen from within. So what runs is frozen rather than ended:
 // if it was a short trouble, it goes on where it was.
 type lease struct {
-	begun  chan struct{} // closed with the first renewal
 	frozen atomic.Bool
 
 	mu    sync.Mutex
 	until time.Duration // of clock; 0 before the first
 }
-
-func newLease() lease { return lease{begun: make(chan struct{})} }
 
 // clock is a time that no one sets, and that goes on while the computer sleeps. What
 // the runtime counts with stands still then.
@@ -43,17 +39,21 @@ func (l *lease) renew(until time.Duration) {
 	if now := clock(); until <= now || until > now+longest {
 		return
 	}
-	if l.until == 0 {
-		close(l.begun)
-	}
 	l.until = max(l.until, until)
 }
 
-// runs says whether there is one.
+// runs says whether there is one now.
 func (l *lease) runs() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return clock() < l.until
+}
+
+// ever says whether there was one.
+func (l *lease) ever() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.until > 0
 }
 
 // leaseLook is how often it is looked at: well within what the portal waits more.
@@ -62,13 +62,9 @@ const leaseLook = 200 * time.Millisecond
 // keepLease freezes the family when the lease has run out, and thaws it when it is
 // renewed.
 func (d *Desktop) keepLease(ctx context.Context) {
-	select {
-	case <-d.lease.begun: // before, nothing of the user runs
-	case <-ctx.Done():
-		return
-	}
 	for ; ctx.Err() == nil; wait(ctx, leaseLook) {
 		switch runs, frozen := d.lease.runs(), d.lease.frozen.Load(); {
+		case !d.lease.ever(): // nothing of the user runs yet
 		case !runs:
 			d.family.freeze() // again and again: what was just being born is found, too
 			if !frozen {
@@ -77,7 +73,7 @@ func (d *Desktop) keepLease(ctx context.Context) {
 			}
 		case frozen:
 			d.lease.frozen.Store(false)
-			d.family.signal(syscall.SIGCONT)
+			d.family.thaw()
 			d.Log.Info("the lease was renewed, and all goes on")
 		}
 	}

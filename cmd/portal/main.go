@@ -29,6 +29,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -104,16 +105,20 @@ It is the entry point of an image and of no use outside of a cluster.`,
 
 // run is the portal, until ctx is over.
 func run(ctx context.Context, config *rest.Config, o options) error {
-	config.QPS, config.Burst = 50, 200 // a class signs in at once
-	client, err := kubernetes.NewForConfig(config)
+	// What visitors do must not hold up what desktops live by: the lease of the keeper, and
+	// theirs. So these have a way of their own to the API, which nobody fills.
+	outer, inner := rest.CopyConfig(config), rest.CopyConfig(config)
+	outer.QPS, outer.Burst = 50, 200 // a class signs in at once
+	inner.QPS = -1
+	site, err := open(outer)
 	if err != nil {
 		return err
 	}
-	objects, err := dynamic.NewForConfig(config)
+	desktops, err := open(inner)
 	if err != nil {
 		return err
 	}
-	site := &cluster.Cluster{Client: client, Dynamic: objects}
+	client := site.Client
 	directory := signin.New(o.directory, account(client, o))
 	visits := &visit.Store{Client: client.CoreV1().Secrets(cluster.Namespace)}
 	shared := &addresses{}
@@ -142,23 +147,28 @@ func run(ctx context.Context, config *rest.Config, o options) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var works sync.WaitGroup
 	begin := func(what string, work func() error) {
-		go func() {
+		works.Go(func() {
 			if err := work(); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("%s: %w", what, err))
 			}
-		}()
+		})
 	}
 	begin("keep desktops", func() error {
-		return lead(ctx, client, o.log, func(ctx context.Context) error {
+		return lead(ctx, desktops.Client, o.log, func(ctx context.Context) error {
 			go each(ctx, 5*time.Minute, func() { tell(ctx, o.log, "sweep visits", visits.Sweep(ctx)) })
-			k := keeper.Keeper{Cluster: site, Log: o.log, Release: stamp, Person: func(ctx context.Context, user string) (session.Person, error) {
+			k := keeper.Keeper{Cluster: desktops, Log: o.log, Release: stamp, Person: func(ctx context.Context, user string) (session.Person, error) {
 				p, err := directory.Person(ctx, user)
+				if errors.Is(err, signin.ErrUnknown) {
+					err = keeper.ErrUnknown
+				}
 				return p.Person, err
 			}}
 			return k.Run(ctx)
 		})
 	})
+	begin("renew leases", func() error { return (&keeper.Renewer{Cluster: desktops, Log: o.log}).Run(ctx) })
 	go each(ctx, time.Minute, func() { tell(ctx, o.log, "read the certificate", keys.load(ctx)) })
 	go each(ctx, 30*time.Second, func() { tell(ctx, o.log, "read the machines' addresses", shared.load(ctx, site)) })
 	health := &http.Server{Addr: o.health, Handler: healthPages(keys), ReadHeaderTimeout: 5 * time.Second}
@@ -178,10 +188,20 @@ func run(ctx context.Context, config *rest.Config, o options) error {
 	defer done()
 	_ = server.Shutdown(ending)
 	_ = health.Shutdown(ending)
+	works.Wait() // for the keeper's lease to be given back
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+func open(config *rest.Config) (*cluster.Cluster, error) {
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	objects, err := dynamic.NewForConfig(config)
+	return &cluster.Cluster{Client: client, Dynamic: objects}, err
 }
 
 // account reads the portal's own in the directory, each time anew: it may be renewed.

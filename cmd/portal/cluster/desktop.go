@@ -109,10 +109,8 @@ func newDesktop(address, token string, transport *http.Transport) *Desktop {
 
 // State is what a desktop says of itself.
 type State struct {
-	Ready       bool   `json:"ready"`
 	Stage       string `json:"stage"` // starting, screen or painted
-	IdleSeconds *int64 `json:"idleSeconds"`
-	Clients     int    `json:"clients"`
+	IdleSeconds int64  `json:"idleSeconds"`
 	Clock       int64  `json:"clock"` // ms, by which its lease counts
 }
 

@@ -5,39 +5,35 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/kingmaker-io/kingmaker/cmd/portal/cluster"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 )
 
-// attendants ask desktops how they are and renew their leases, and ask Kubernetes what it
-// says of those that do not start: each Pod has one of its own, so that none waits for
-// another.
+// attendants ask desktops how they are, and Kubernetes what it says of those that do
+// not start.
 type attendants struct {
 	keeper *Keeper
+	crew   crew
 
-	mu sync.Mutex
-	of map[string]*attendant // by UID of the Pod
-	wg sync.WaitGroup
+	mu    sync.Mutex
+	notes map[string]*note // by UID of the Pod
 }
 
-type attendant struct {
-	stop context.CancelFunc
-	pod  *corev1.Pod
-
-	heard           time.Time // when it last answered
+// note is what is known of a desktop beside its Pod.
+type note struct {
+	begun           time.Time // when somebody began to ask
+	heard           time.Time // when it last answered; zero: never
 	idle            time.Duration
-	stage           string
+	stage           string // "" while it does not answer
 	reason, trouble string
-	wake            chan struct{}
+	warned          bool // its user was, and may have come back
 }
 
 // How often one asks, and for how long an answer is good.
 const (
-	askFirst    = 100 * time.Millisecond // until it answers at all
-	askStarting = time.Second
+	askStarting = 250 * time.Millisecond
+	askWarned   = time.Second
 	askReady    = 10 * time.Second
 	heardFor    = 45 * time.Second
 )
@@ -46,152 +42,123 @@ const (
 const warning = "Nobody has used this desktop for a while. It stops in a minute; move the mouse to keep it. — " +
 	"Dieser Arbeitsplatz wird lange nicht benutzt. Er endet in einer Minute; bewegen Sie die Maus, wenn er bleiben soll."
 
-// visit gives a Pod its attendant, where it needs one.
-func (a *attendants) visit(ctx context.Context, pod *corev1.Pod) bool {
-	if pod.DeletionTimestamp != nil || ended(pod) {
-		return false
+// of is the note about a Pod, as long as mu is held.
+func (a *attendants) of(uid string) *note {
+	n := a.notes[uid]
+	if n == nil {
+		n = &note{begun: a.keeper.now()}
+		a.notes[uid] = n
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if one := a.of[string(pod.UID)]; one != nil {
-		if one.pod.Status.PodIP != pod.Status.PodIP {
-			one.hurry()
-		}
-		one.pod = pod
-		return true
-	}
-	ctx, stop := context.WithCancel(ctx)
-	one := &attendant{stop: stop, pod: pod, wake: make(chan struct{}, 1)}
-	a.of[string(pod.UID)] = one
-	a.wg.Go(func() { a.attend(ctx, one) })
-	return true
+	return n
 }
 
-// keep ends those whose Pods are gone.
-func (a *attendants) keep(alive map[string]bool) {
+// forget drops the notes about Pods that are gone.
+func (a *attendants) forget(there map[string]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for uid, one := range a.of {
-		if !alive[uid] {
-			one.stop()
-			delete(a.of, uid)
+	for uid := range a.notes {
+		if !there[uid] {
+			delete(a.notes, uid)
 		}
 	}
-}
-
-func (a *attendants) end() {
-	a.keep(nil)
-	a.wg.Wait()
 }
 
 // say adds what an attendant knows.
 func (a *attendants) say(p *session.Pod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	one := a.of[p.UID]
+	one := a.notes[p.UID]
 	if one == nil {
 		return
 	}
 	now := a.keeper.now()
 	if p.Stage = one.stage; !one.heard.IsZero() && now.Sub(one.heard) < heardFor {
-		p.Heard, p.Idle = true, one.idle+now.Sub(one.heard)
+		p.Heard, p.Idle = one.heard, one.idle
+	} else if since := later(one.begun, one.heard); p.Begun && now.Sub(since) > heardFor {
+		p.Silent = now.Sub(since)
 	}
+	// Its own word is a second younger than what its kubelet has told of it.
+	p.Ready = p.Ready || one.stage == session.Painted && p.IP != "" && !p.Ended && !p.Deleting
 	if p.Reason == "" {
 		p.Reason, p.Trouble = one.reason, one.trouble
 	}
 }
 
-func (a *attendants) attend(ctx context.Context, one *attendant) {
-	var way *cluster.Desktop
-	answers := false
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+func (a *attendants) attend(ctx context.Context, one *charge) {
+	way := reach{cluster: a.keeper.Cluster}
 	for {
-		a.mu.Lock()
-		pod := one.pod
-		a.mu.Unlock()
-		ready := podOf(pod).Ready
-		if pod.Status.PodIP != "" && way == nil {
-			way, _ = a.keeper.Cluster.ReachPod(ctx, pod.Name, pod.Status.PodIP)
-		}
-		if way != nil {
-			if s, err := way.State(ctx); err != nil {
-				a.note(one, func() { one.stage = "" })
-			} else {
-				answers = true
-				if err := a.renew(ctx, pod, way, s.Clock); err != nil {
-					a.keeper.Log.Warn("the lease of a desktop could not be renewed", "pod", pod.Name, "error", err)
+		pod := one.look()
+		uid, wait := string(pod.UID), askStarting
+		if pod.Status.PodIP != "" {
+			desktop, err := way.to(ctx, pod)
+			if err == nil {
+				s, e := desktop.State(ctx)
+				if err = e; err == nil {
+					a.note(uid, func(n *note) {
+						n.stage, n.heard, n.idle = s.Stage, a.keeper.now(), time.Duration(s.IdleSeconds)*time.Second
+					})
 				}
-				a.note(one, func() {
-					one.stage = s.Stage
-					if s.IdleSeconds != nil && *s.IdleSeconds >= 0 {
-						one.heard, one.idle = a.keeper.now(), time.Duration(*s.IdleSeconds)*time.Second
-					}
-				})
+			}
+			if err != nil {
+				a.note(uid, func(n *note) { n.stage = "" })
 			}
 		}
-		if ready {
-			a.note(one, func() { one.reason, one.trouble = "", "" })
+		if ready := podOf(pod).Ready; ready {
+			wait = askReady
+			a.note(uid, func(n *note) {
+				if n.reason, n.trouble = "", ""; n.warned {
+					wait = askWarned
+				}
+			})
 		} else if pod.Spec.NodeName != "" && a.keeper.now().Sub(pod.CreationTimestamp.Time) > 3*time.Second {
-			list, err := a.keeper.Cluster.Client.CoreV1().Events(session.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + string(pod.UID), Limit: 50})
+			list, err := a.keeper.Cluster.Client.CoreV1().Events(session.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 50})
 			if err == nil {
 				reason, message := trouble(pod, list.Items)
-				a.note(one, func() { one.reason, one.trouble = reason, message })
+				a.note(uid, func(n *note) { n.reason, n.trouble = reason, message })
 			}
+			wait = time.Second // Kubernetes has no more to say in a quarter of one
 		}
-		wait := askStarting
-		switch {
-		case ready:
-			wait = askReady
-		case way != nil && !answers:
-			wait = askFirst
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !one.wait(ctx, wait) {
 			return
-		case <-timer.C:
-		case <-one.wake:
-			timer.Stop()
 		}
-	}
-}
-
-// renew renews the lease of a desktop, if its generation is the one that is wanted. Its
-// clock was read before that is asked, and the lease is until LeaseFor after that
-// reading: whoever raised the generation since knows when it ends; see package session.
-func (a *attendants) renew(ctx context.Context, pod *corev1.Pod, way *cluster.Desktop, clock int64) error {
-	desk, there, err := a.keeper.Cluster.Get(ctx, pod.Labels[session.Label])
-	if err != nil {
-		return err
-	}
-	if p := podOf(pod); !there || desk.UID != p.Session || desk.Spec.Generation != p.Generation || !desk.Spec.Wanted {
-		return nil
-	}
-	return way.Renew(ctx, clock+session.LeaseFor.Milliseconds())
-}
-
-func (one *attendant) hurry() {
-	select {
-	case one.wake <- struct{}{}:
-	default:
 	}
 }
 
 // note changes what is known, and wakes the loop where the stage or the trouble is new.
-func (a *attendants) note(one *attendant, change func()) {
+func (a *attendants) note(uid string, change func(*note)) {
 	a.mu.Lock()
-	stage, message := one.stage, one.trouble
-	change()
-	changed := stage != one.stage || message != one.trouble
+	n := a.of(uid)
+	stage, message := n.stage, n.trouble
+	change(n)
+	changed := stage != n.stage || message != n.trouble
 	a.mu.Unlock()
 	if changed {
 		a.keeper.poke()
 	}
 }
 
-// warn tells the user of a desktop that it will stop, and asks how it is at once.
+// watch has a desktop asked every second while its user may come back, or no more.
+func (a *attendants) watch(uid string, warned bool) {
+	a.mu.Lock()
+	n := a.of(uid)
+	begins := warned && !n.warned
+	n.warned = warned
+	a.mu.Unlock()
+	if begins {
+		a.crew.hurry(uid)
+	}
+}
+
+// warn tells the user of a desktop that it will stop.
 func (a *attendants) warn(ctx context.Context, p session.Pod) {
-	a.wg.Go(func() {
+	a.crew.wg.Go(func() {
 		way, err := a.keeper.Cluster.ReachPod(ctx, p.Name, p.IP)
 		if err == nil {
 			err = way.Warn(ctx, warning)

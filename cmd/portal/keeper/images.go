@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -45,21 +46,22 @@ func (k *Keeper) bring(ctx context.Context) error {
 		return func(d *appsv1.DaemonSet) bool { return d.Name == name }
 	}
 	var there []*appsv1.DaemonSet
+	var errs []error
 	for i := range have.Items {
 		d := &have.Items[i]
 		there = append(there, d)
 		if !slices.ContainsFunc(want, named(d.Name)) {
 			if err := sets.Delete(ctx, d.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-				return fmt.Errorf("delete DaemonSet %s: %w", d.Name, err)
+				errs = append(errs, fmt.Errorf("delete DaemonSet %s: %w", d.Name, err))
 			}
 		}
 	}
 	for _, d := range want {
 		if !slices.ContainsFunc(there, named(d.Name)) {
 			if _, err := sets.Create(ctx, d, metav1.CreateOptions{FieldManager: "kingmaker-portal"}); err != nil && !apierrors.IsAlreadyExists(err) {
-				return fmt.Errorf("make DaemonSet %s: %w", d.Name, err)
+				errs = append(errs, fmt.Errorf("make DaemonSet %s: %w", d.Name, err))
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

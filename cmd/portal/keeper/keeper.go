@@ -1,6 +1,7 @@
-// Package keeper carries out what package session decides: it watches Sessions, Pods
-// and machines, and makes, ends and releases the Pods of desktops. One portal
-// at a time runs it, and it would be safe if two did; see package session.
+// Package keeper carries out what package session decides. The Keeper watches Sessions,
+// Pods and templates, and makes, ends and releases the Pods of desktops; one portal at a
+// time runs it, and it would be safe if two did. The Renewer renews their leases; every
+// portal runs one. What they rest on is told in package session.
 //
 // It keeps nothing in its head that another could not find out: whoever takes over
 // begins with a look at the API. What takes time, the desktops' own word and the events
@@ -34,7 +35,7 @@ import (
 // Keeper is the controller. Cluster, Person and Log are required.
 type Keeper struct {
 	Cluster *cluster.Cluster
-	// Person is who a user is, as the directory has him now.
+	// Person is who a user is, as the directory has him now; ErrUnknown where it does not.
 	Person func(ctx context.Context, user string) (session.Person, error)
 	Log    *slog.Logger
 	// Release of Kingmaker; see session.Order.
@@ -48,6 +49,9 @@ type Keeper struct {
 	refused time.Time // when the directory last did not answer
 	brought time.Time // when the images of templates were last looked after
 }
+
+// ErrUnknown says that the directory has no such person, or that he is locked.
+var ErrUnknown = errors.New("no such person")
 
 // lists are the caches: each as old as its watch.
 type lists struct {
@@ -67,8 +71,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 	k.wake = make(chan struct{}, 1)
 	k.since = map[string]time.Time{}
-	k.attends = attendants{keeper: k, of: map[string]*attendant{}}
-	defer k.attends.end()
+	k.attends = attendants{keeper: k, notes: map[string]*note{}}
+	defer k.attends.crew.end()
 	if err := k.watch(ctx); err != nil {
 		return err
 	}
@@ -101,12 +105,9 @@ func (k *Keeper) poke() {
 
 // watch fills the caches, and returns when they are full.
 func (k *Keeper) watch(ctx context.Context) error {
-	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { k.poke() }, UpdateFunc: func(_, _ any) { k.poke() }, DeleteFunc: func(any) { k.poke() }}
 	desks := dynamicinformer.NewFilteredDynamicSharedInformerFactory(k.Cluster.Dynamic, 0, session.Namespace, nil)
 	site := dynamicinformer.NewDynamicSharedInformerFactory(k.Cluster.Dynamic, 0)
-	ours := informers.NewSharedInformerFactoryWithOptions(k.Cluster.Client, 0, informers.WithNamespace(session.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = session.Label }))
+	ours := desktopPods(k.Cluster)
 	pods, err := ours.ForResource(corev1.SchemeGroupVersion.WithResource("pods"))
 	if err != nil {
 		return err
@@ -114,7 +115,7 @@ func (k *Keeper) watch(ctx context.Context) error {
 	all := []informers.GenericInformer{desks.ForResource(session.Resource()), site.ForResource(session.TemplateResource()), pods}
 	k.lists = lists{sessions: all[0].Lister(), templates: all[1].Lister(), pods: all[2].Lister()}
 	for _, i := range all {
-		if _, err := i.Informer().AddEventHandler(handler); err != nil {
+		if _, err := i.Informer().AddEventHandler(pokes(k.poke)); err != nil {
 			return err
 		}
 	}
@@ -140,15 +141,15 @@ func (k *Keeper) round(ctx context.Context) {
 		names[o.(*unstructured.Unstructured).GetName()] = true
 	}
 	pods, _ := k.lists.pods.List(labels.Everything())
-	alive, there := map[string]bool{}, map[string]bool{}
+	there := map[string]bool{}
+	var all []*corev1.Pod
 	for _, o := range pods {
 		pod := o.(*corev1.Pod)
 		names[pod.Labels[session.Label]], there[string(pod.UID)] = true, true
-		if k.attends.visit(ctx, pod) {
-			alive[string(pod.UID)] = true
-		}
+		all = append(all, pod)
 	}
-	k.attends.keep(alive)
+	k.attends.crew.tend(ctx, all, k.attends.attend)
+	k.attends.forget(there)
 	maps.DeleteFunc(k.since, func(uid string, _ time.Time) bool { return !there[uid] })
 	for name := range names {
 		if ctx.Err() != nil {
@@ -192,6 +193,11 @@ func (k *Keeper) step(ctx context.Context, name string) (again bool, err error) 
 			return false, err
 		}
 	}
+	for _, p := range l.Pods {
+		if p.Generation == l.Spec.Generation {
+			k.attends.watch(p.UID, !d.Status.Warned.IsZero())
+		}
+	}
 	if l.There && changed(l.Status, d.Status) {
 		if l.desk, err = k.Cluster.PutStatus(ctx, l.desk, d.Status); err != nil {
 			if errors.Is(err, cluster.ErrLate) && !l.Fresh {
@@ -213,6 +219,13 @@ func (k *Keeper) act(ctx context.Context, l look, d session.Decision) (again boo
 	uid := types.UID(d.Pod.UID)
 	switch d.Do {
 	case session.Raise:
+		// Where no Pod was made, nobody else takes the Secret away.
+		former := session.PodName(l.desk.Name, l.Spec.Generation)
+		if !slices.ContainsFunc(l.Pods, func(p session.Pod) bool { return p.Name == former }) {
+			if err := k.forget(ctx, former); err != nil {
+				return false, err
+			}
+		}
 		spec := l.Spec
 		spec.Generation = d.Generation
 		_, err = k.Cluster.PutSpec(ctx, l.desk, spec)
@@ -243,6 +256,10 @@ func (k *Keeper) act(ctx context.Context, l look, d session.Decision) (again boo
 
 // release takes a Pod out of the API, of which nothing runs any more.
 func (k *Keeper) release(ctx context.Context, p session.Pod) error {
+	// First: when the Pod is gone nobody looks for it any more.
+	if err := k.forget(ctx, p.Name); err != nil {
+		return err
+	}
 	pods := k.Cluster.Client.CoreV1().Pods(session.Namespace)
 	uid := types.UID(p.UID)
 	// At once: its kubelet may never answer again.
@@ -261,9 +278,14 @@ func (k *Keeper) release(ctx context.Context, p session.Pod) error {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("release Pod %s: %w", p.Name, err)
 	}
-	err = k.Cluster.Client.CoreV1().Secrets(session.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{})
+	return nil
+}
+
+// forget deletes the Secret of a Pod.
+func (k *Keeper) forget(ctx context.Context, pod string) error {
+	err := k.Cluster.Client.CoreV1().Secrets(session.Namespace).Delete(ctx, pod, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete the Secret of Pod %s: %s", p.Name, apierrors.ReasonForError(err))
+		return fmt.Errorf("delete the Secret of Pod %s: %s", pod, apierrors.ReasonForError(err))
 	}
 	return nil
 }
@@ -277,13 +299,16 @@ func (k *Keeper) order(ctx context.Context, l *look, d session.Decision) (sessio
 		return d, nil
 	}
 	// A directory that is away must not hold up the desktops of all others.
-	const away = "the directory does not answer, or does not know the user"
+	const away = "the directory does not answer"
 	if k.now().Sub(k.refused) < 5*time.Second {
 		return missing(session.NoPerson, away)
 	}
 	asked, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	person, err := k.Person(asked, l.Spec.User)
+	if errors.Is(err, ErrUnknown) {
+		return missing(session.NoPerson, "the directory does not know the user, or he is locked")
+	}
 	if err != nil {
 		k.refused = k.now()
 		k.Log.Warn("the directory does not say who somebody is", "session", l.desk.Name, "error", err)

@@ -17,11 +17,10 @@ import (
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 )
 
-// look is what was seen of one Session, with the objects behind it.
+// look is what was seen of one Session, with the object behind it.
 type look struct {
 	session.Observed
 	desk  cluster.Desk
-	pods  map[string]*corev1.Pod // by UID
 	order session.Order
 }
 
@@ -42,7 +41,7 @@ func (k *Keeper) glance(name string) (look, error) {
 	for _, o := range objects {
 		pods = append(pods, o.(*corev1.Pod))
 	}
-	return k.assemble(desk, pods), nil
+	return k.assemble(desk, pods, false), nil
 }
 
 // look asks the API: the Pods, then the Session, then the Pods again. What package
@@ -74,13 +73,12 @@ func (k *Keeper) look(ctx context.Context, name string) (l look, err error) {
 		fresh = fresh && slices.ContainsFunc(before.Items, func(p corev1.Pod) bool { return p.UID == pod.UID })
 		pods = append(pods, pod)
 	}
-	l = k.assemble(desk, pods)
-	l.Fresh = fresh
+	l = k.assemble(desk, pods, fresh)
 	return l, nil
 }
 
-func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod) look {
-	l := look{desk: desk, pods: map[string]*corev1.Pod{}, Observed: session.Observed{There: desk.UID != "", UID: desk.UID, Spec: desk.Spec, Status: desk.Status}}
+func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod, fresh bool) look {
+	l := look{desk: desk, Observed: session.Observed{Fresh: fresh, There: desk.UID != "", UID: desk.UID, Spec: desk.Spec, Status: desk.Status}}
 	if o, err := k.lists.templates.Get(desk.Spec.Template); err == nil {
 		if t, err := cluster.ReadTemplate(o.(*unstructured.Unstructured)); err == nil {
 			l.Template = &t
@@ -91,20 +89,26 @@ func (k *Keeper) assemble(desk cluster.Desk, pods []*corev1.Pod) look {
 		k.attends.say(&p)
 		p.Past = k.past(p, l.Observed)
 		l.Pods = append(l.Pods, p)
-		l.pods[p.UID] = pod
 	}
 	slices.SortFunc(l.Pods, func(a, b session.Pod) int { return strings.Compare(a.Name, b.Name) })
 	return l
 }
 
 // past is for how long we have known that the generation of a Pod is over. Other
-// portals may have known it before; what they knew went with them.
+// portals may have known it before; what they knew went with them. The caches are two,
+// and one may be behind: of a Session that they do not have, or have another of, only
+// the API itself is believed.
 func (k *Keeper) past(p session.Pod, o session.Observed) time.Duration {
-	if o.There && p.Session == o.UID && p.Generation >= o.Spec.Generation {
+	same := o.There && p.Session == o.UID
+	if same && p.Generation >= o.Spec.Generation {
+		delete(k.since, p.UID)
 		return 0
 	}
 	since, known := k.since[p.UID]
 	if !known {
+		if !same && !o.Fresh {
+			return 0
+		}
 		since = k.now()
 		k.since[p.UID] = since
 	}

@@ -37,9 +37,12 @@ type Pod struct {
 	// Past is for how long it has been known that its generation is over: nobody renews
 	// its lease since. It counts from when the one who looks learnt of it, or later.
 	Past time.Duration
-	// Heard is true where the desktop itself said how long nobody touched it.
-	Heard bool
+	// Heard is when the desktop itself said for how long nobody had touched it: Idle.
+	// Zero: it did not, of late.
+	Heard time.Time
 	Idle  time.Duration
+	// Silent is for how long it should have answered, and did not.
+	Silent time.Duration
 	// Trouble is what Kubernetes tells of it, with a code.
 	Reason, Trouble string
 }
@@ -89,7 +92,7 @@ const (
 func Decide(o Observed, now time.Time) Decision {
 	d := decide(o, now)
 	switch d.Do {
-	case Create, Release, Raise:
+	case Create, Release, Raise, Delete:
 		if !o.Fresh {
 			d.Do = Recheck
 		}
@@ -181,8 +184,19 @@ func decide(o Observed, now time.Time) Decision {
 			d.Status.Stage = current.Stage
 		}
 	}
-	d.Status.Reason, d.Status.Message = current.Reason, current.Trouble
+	d.silent(*current)
+	if current.Reason != "" {
+		d.Status.Reason, d.Status.Message = current.Reason, current.Trouble
+	}
 	return d
+}
+
+// silent says of a desktop that it does not answer.
+func (d *Decision) silent(p Pod) {
+	if p.Silent > 0 {
+		d.Status.Reason = Silent
+		d.Status.Message = fmt.Sprintf("it has not answered for %s, and may be frozen: is there a network between the portal and %s?", p.Silent.Truncate(time.Minute)+time.Minute, p.Node)
+	}
 }
 
 func (d Decision) do(do Do, p Pod, why string, more func(*Decision)) Decision {
@@ -257,10 +271,11 @@ func Backoff(failures int) time.Duration {
 // it is stopped.
 func attend(d Decision, p Pod, o Observed, now time.Time) Decision {
 	d.Status.Phase, d.Status.Stage, d.Status.PodIP = Ready, Painted, p.IP
-	if o.Template == nil || !p.Heard { // unknown is not idle
+	d.silent(p)
+	if o.Template == nil || p.Heard.IsZero() { // unknown is not idle
 		return d
 	}
-	if last := now.Add(-p.Idle); last.Sub(d.Status.LastInput).Abs() >= time.Minute {
+	if last := p.Heard.Add(-p.Idle); last.Sub(d.Status.LastInput).Abs() >= time.Minute {
 		d.Status.LastInput = last.UTC().Truncate(time.Second)
 	}
 	if now.Sub(d.Status.Since) > 10*time.Minute {
@@ -276,7 +291,7 @@ func attend(d Decision, p Pod, o Observed, now time.Time) Decision {
 	case d.Status.Warned.IsZero():
 		d.Status.Warned = now.UTC()
 		return d.do(Warn, p, "nobody touches it", nil)
-	case now.Sub(d.Status.Warned) >= Notice && p.Idle >= after:
+	case !p.Heard.Before(d.Status.Warned.Add(Notice)) && p.Idle >= after: // said when the notice was over
 		d.Status.Reason, d.Status.Message = Idle, fmt.Sprintf("nobody touched it for %s", after)
 		return d.do(Stop, p, d.Status.Message, nil)
 	}

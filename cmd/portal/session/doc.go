@@ -31,7 +31,9 @@
 // the network or the API has frozen goes on where it was, and nobody has lost anything.
 // And a Pod of a generation that is over never gets one, whenever it is made or begins.
 //
-// (Two things it does not cover: what the former one had written just before, and its
-// machine still has to send; and an image that does not keep to it. So the portal says
-// what is run in an image, and a desktop begins without a lease.)
+// What it does not cover: what the former one had written just before, and its machine
+// still has to send. A machine that is a VM, and is paused with its clock. A user who
+// renews his own lease, for what keeps it runs as himself: he gets two desktops, of his
+// own home. And an image that does not keep to it; so the portal says what is run in an
+// image, and a desktop begins without a lease.
 package session

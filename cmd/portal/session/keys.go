@@ -53,7 +53,7 @@ func (a Authority) Issue(names []string, now time.Time) (certificate, key []byte
 	if err != nil {
 		return nil, nil, err
 	}
-	leaf := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: pair.Leaf.Subject.CommonName},
+	leaf := &x509.Certificate{SerialNumber: serial(), Subject: pkix.Name{CommonName: "Kingmaker, " + names[0]}, // and not the authority's: who has its own issuer's name counts as signed by itself
 		NotBefore: now.Add(-time.Hour), NotAfter: now.AddDate(1, 0, 0), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	for _, name := range names {
 		if ip := net.ParseIP(name); ip != nil {

@@ -108,6 +108,7 @@ const (
 	NoVolume    = "NoVolume"    // a volume cannot be mounted
 	NoPerson    = "NoPerson"    // the directory does not know the user, or does not answer
 	Trouble     = "Trouble"     // something else that Kubernetes tells
+	Silent      = "Silent"      // it does not answer the portal
 	Idle        = "Idle"        // nobody touched it, so that it was stopped
 )
 

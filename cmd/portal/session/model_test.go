@@ -113,16 +113,34 @@ func (w *world) observe(i int, fresh bool) Observed {
 	p := &w.portals[i]
 	o := Observed{Fresh: fresh, There: w.there, UID: fmt.Sprint(w.uid), Spec: w.spec, Status: w.status, Template: w.template}
 	for _, name := range slices.Sorted(maps.Keys(w.pods)) {
-		pod := w.pods[name].Pod
-		if !o.There || pod.Session != o.UID || pod.Generation < o.Spec.Generation {
-			if _, known := p.since[pod.UID]; !known {
-				p.since[pod.UID] = w.now
-			}
-			pod.Past = w.now.Sub(p.since[pod.UID])
-		}
-		o.Pods = append(o.Pods, pod)
+		o.Pods = append(o.Pods, w.pods[name].Pod)
 	}
+	w.past(p, &o)
 	return o
+}
+
+// past is what a portal has learnt of generations that are over: as package keeper does
+// it, and on what it sees, which may be old.
+func (w *world) past(p *portal, o *Observed) {
+	o.Pods = slices.Clone(o.Pods)
+	for i := range o.Pods {
+		pod := &o.Pods[i]
+		same := o.There && pod.Session == o.UID
+		pod.Past = 0
+		if same && pod.Generation >= o.Spec.Generation {
+			delete(p.since, pod.UID)
+			continue
+		}
+		since, known := p.since[pod.UID]
+		if !known {
+			if !same && !o.Fresh {
+				continue
+			}
+			since = w.now
+			p.since[pod.UID] = since
+		}
+		pod.Past = w.now.Sub(since)
+	}
 }
 
 // round is one of a portal's: it looks, decides, and does, unless it falls asleep.
@@ -133,6 +151,7 @@ func (w *world) round(i int, stale *Observed, sleep bool) {
 	if stale != nil {
 		o = *stale
 		o.Fresh = false
+		w.past(p, &o)
 	}
 	d := w.decide(o, w.now)
 	if d.Do == Recheck {
@@ -334,7 +353,10 @@ func (w *world) kubelet(n *worldNode, read, act, report bool) {
 			toEnd, known := n.knows[p.UID]
 			if n.was[p.UID] {
 				p.Begun = true
-				p.Ready, p.Heard = n.runs[p.UID], n.runs[p.UID]
+				p.Ready, p.Heard = n.runs[p.UID], time.Time{}
+				if p.Ready {
+					p.Heard = w.now
+				}
 				p.Ended = p.Ended || !n.runs[p.UID]
 			} else if known && toEnd {
 				p.Ended = true

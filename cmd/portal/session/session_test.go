@@ -124,10 +124,13 @@ func TestIdle(t *testing.T) {
 	now := time.Date(2026, 11, 29, 8, 0, 0, 0, time.UTC)
 	o := session.Observed{Fresh: true, There: true, UID: "u", Spec: session.Spec{User: "anna", Template: "x", Generation: 1, Wanted: true}, Status: session.Status{Generation: 1, Since: now},
 		Template: &session.Template{IdleAfter: session.Duration(time.Hour)},
-		Pods:     []session.Pod{{Name: "desk-anna-1", UID: "p", Session: "u", Generation: 1, Node: "pc-1", Ready: true, IP: "10.244.0.9", Heard: true}}}
+		Pods:     []session.Pod{{Name: "desk-anna-1", UID: "p", Session: "u", Generation: 1, Node: "pc-1", Ready: true, IP: "10.244.0.9"}}}
 	step := func(after, idle time.Duration, heard bool, want session.Do) {
 		t.Helper()
-		o.Pods[0].Idle, o.Pods[0].Heard = idle, heard
+		o.Pods[0].Idle, o.Pods[0].Heard = idle, time.Time{}
+		if heard {
+			o.Pods[0].Heard = now.Add(after)
+		}
 		d := session.Decide(o, now.Add(after))
 		if d.Do != want {
 			t.Errorf("after %s, idle for %s: %q, not %q", after, idle, d.Do, want)

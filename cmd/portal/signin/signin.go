@@ -206,16 +206,20 @@ func (l *LDAP) open(ctx context.Context) (Account, *goldap.Conn, error) {
 	return a, conn, nil
 }
 
-func (l *LDAP) dial(ctx context.Context, a Account) (*goldap.Conn, error) {
+func (l *LDAP) dial(asked context.Context, a Account) (*goldap.Conn, error) {
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: dialTimeout}, Config: a.TLS}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(asked, dialTimeout)
 	defer cancel()
 	raw, err := dialer.DialContext(ctx, "tcp", l.Address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the directory: %w", err)
 	}
 	conn := goldap.NewConn(raw, true)
-	conn.SetTimeout(askTimeout)
+	patience := askTimeout
+	if end, ok := asked.Deadline(); ok { // the library knows no context
+		patience = min(patience, max(time.Until(end), time.Millisecond))
+	}
+	conn.SetTimeout(patience)
 	conn.Start()
 	return conn, nil
 }

@@ -129,18 +129,28 @@ func (s *Store) Touch(ctx context.Context, value string) (noted bool, err error)
 		return false, err
 	}
 	v.Seen = s.now().UTC()
-	return true, s.put(ctx, secret, v)
+	if err = s.put(ctx, secret, v); errors.Is(err, errLate) { // which has noted it
+		err = nil
+	}
+	return true, err
 }
 
 // Changed notes that the person has a password of his own.
 func (s *Store) Changed(ctx context.Context, value string) error {
-	v, secret, err := s.get(ctx, value)
-	if err != nil {
-		return err
+	for range 5 {
+		v, secret, err := s.get(ctx, value)
+		if err != nil {
+			return err
+		}
+		v.MustChange = false
+		if err := s.put(ctx, secret, v); !errors.Is(err, errLate) {
+			return err
+		}
 	}
-	v.MustChange = false
-	return s.put(ctx, secret, v)
+	return errLate
 }
+
+var errLate = errors.New("note a visit: another request is always faster")
 
 func (s *Store) put(ctx context.Context, secret *corev1.Secret, v Visit) (err error) {
 	secret.Data["visit"], err = json.Marshal(v)
@@ -151,8 +161,8 @@ func (s *Store) put(ctx context.Context, secret *corev1.Secret, v Visit) (err er
 	switch {
 	case apierrors.IsNotFound(err):
 		return ErrNone
-	case apierrors.IsConflict(err): // another request was faster, and has noted it
-		return nil
+	case apierrors.IsConflict(err):
+		return errLate
 	case err != nil:
 		return fmt.Errorf("note a visit: %w", quiet(err))
 	}

@@ -37,7 +37,7 @@ func (p *Portal) screen(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "The request came from another site.", http.StatusForbidden)
 		return
 	}
-	v, err := p.who(r, true)
+	v, err := p.who(r, false) // a script connects again by itself
 	switch {
 	case errors.Is(err, visit.ErrNone):
 		http.Error(w, "Sign in first.", http.StatusUnauthorized)
@@ -108,9 +108,10 @@ func (s *stream) run(ctx context.Context, browser, desktop *websocket.Conn, visi
 	all.Go(func() {
 		copyMessages(ctx, desktop, browser, func(first byte, n int64) {
 			s.received.Add(n)
-			// Of RFB: a key, the mouse, a clipboard. What is seen is no sign of a person:
-			// a clock sends for ever.
-			if first >= 4 && first <= 6 {
+			// Of RFB: a key, the mouse, a clipboard; and 255, a key as QEMU has it, which is
+			// what browsers send where the server takes it. What is seen is no sign of a
+			// person: a clock sends for ever.
+			if first >= 4 && first <= 6 || first == 255 {
 				s.input.Store(true)
 			}
 		})

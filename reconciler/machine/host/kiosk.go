@@ -26,7 +26,7 @@ type Kiosk struct {
 // The files of a kiosk.
 const (
 	kioskUser      = "kingmaker-kiosk"
-	kioskHome      = "/var/lib/kingmaker-kiosk"
+	kioskHome      = "/run/" + kioskUser // made anew with each start
 	kioskAuthority = "/etc/kingmaker/portal-ca.crt"
 	kioskPAM       = "/etc/pam.d/" + kioskUser
 	kioskUnitFile  = "/etc/systemd/system/" + KioskUnit
@@ -55,7 +55,7 @@ func (k Kiosk) Steps(h *Host) ([]Step, error) {
 		}
 		return []string{"make the account " + kioskUser}, nil
 	}, func(ctx context.Context) error {
-		_, err := h.Run(ctx, "useradd", "--system", "--create-home", "--home-dir", kioskHome, "--shell", "/usr/sbin/nologin", kioskUser)
+		_, err := h.Run(ctx, "useradd", "--system", "--no-create-home", "--home-dir", kioskHome, "--shell", "/usr/sbin/nologin", kioskUser)
 		return err
 	}}
 	return []Step{policies, h.debs("packages", KioskPackages(), h.lastSource), account,
@@ -102,15 +102,19 @@ StandardError=journal
 UtmpIdentifier=tty1
 UtmpMode=user
 Environment=MOZ_ENABLE_WAYLAND=1 MOZ_CRASHREPORTER_DISABLE=1
-# What one leaves behind is not for the next.
-ExecStart=/usr/bin/cage -- /usr/bin/firefox-esr --kiosk --private-window ` + address + `
+# What one leaves behind is not for the next: the profile goes with each start, and
+# there is one each night at least.
+RuntimeDirectory=` + kioskUser + `
+RuntimeDirectoryMode=0700
+RuntimeMaxSec=12h
+ExecStart=/usr/bin/cage -- /usr/bin/firefox-esr --kiosk --profile ` + kioskHome + ` --private-window ` + address + `
 Restart=always
 RestartSec=3
 NoNewPrivileges=yes
 ProtectSystem=strict
-ProtectHome=yes
+# Not ProtectHome: that takes /run/user too, where the screen's socket is.
+InaccessiblePaths=-/home -/root -/srv
 PrivateTmp=yes
-ReadWritePaths=` + kioskHome + `
 
 [Install]
 WantedBy=multi-user.target
@@ -125,7 +129,8 @@ session  required pam_systemd.so
 		"BlockAboutAddons": true, "BlockAboutConfig": true, "BlockAboutProfiles": true, "BlockAboutSupport": true,
 		"DisableDeveloperTools": true, "DisableFirefoxAccounts": true, "DisableFirefoxStudies": true, "DisableTelemetry": true, "DisableFormHistory": true,
 		"DisableProfileImport": true, "DontCheckDefaultBrowser": true, "NoDefaultBookmarks": true, "OfferToSaveLogins": false, "PasswordManagerEnabled": false,
-		"OverrideFirstRunPage": "", "OverridePostUpdatePage": "", "SanitizeOnShutdown": true, "PrintingEnabled": false,
+		"OverrideFirstRunPage": "", "OverridePostUpdatePage": "", "SanitizeOnShutdown": true, "PrintingEnabled": false, "DisableSetDesktopBackground": true,
+		"Proxy":         map[string]any{"Mode": "none", "Locked": true},
 		"WebsiteFilter": map[string]any{"Block": []string{"<all_urls>"}, "Exceptions": []string{address + "*"}},
 	}
 	files := []file{{kioskUnitFile, []byte(text), 0o644}, {kioskPAM, []byte(pam), 0o644}, {kioskOwn, nil, 0o644}}
