@@ -242,7 +242,8 @@ func TestVolumeReplaced(t *testing.T) {
 	}
 	d.vanish(t)
 	died := time.Now()
-	await(t, 2*time.Minute+healing, d.victim+" to be replaced, and the copies to be equal", func() (string, bool) {
+	// A new copy is filled at Gluster's own pace, some ten files a second on two cores.
+	await(t, 2*time.Minute+3*healing, d.victim+" to be replaced, and the copies to be equal", func() (string, bool) {
 		for name, n := range d.copies {
 			v, err := getVolume(name)
 			if err != nil || !v.started(n) || slices.Contains(v.machines(), d.victim) {
