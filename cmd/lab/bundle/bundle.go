@@ -58,7 +58,7 @@ type Options struct {
 	Programs string
 	Upstream build.Upstream
 
-	// Kingmaker is a folder with noded, reconcile, directory and desktop; Version is
+	// Kingmaker is a folder with noded, reconcile, directory, desktop and portal; Version is
 	// theirs.
 	// Empty means those of package build.
 	Kingmaker string
@@ -250,7 +250,7 @@ func (o Options) programs() []string {
 
 // program is the file of a program.
 func (o Options) program(name string) string {
-	if slices.Contains([]string{"noded", "reconcile", "directory", "desktop"}, name) {
+	if slices.Contains([]string{"noded", "reconcile", "directory", "desktop", "portal"}, name) {
 		return filepath.Join(o.Kingmaker, name)
 	}
 	return filepath.Join(o.Programs, name)
