@@ -171,7 +171,7 @@ func openDesktops(t *testing.T) (d door, end func()) {
 	end = func() {
 		if t.Failed() {
 			out, _ := kubectl("get", "sessions,pods", "-n", session.Namespace, "-o", "yaml")
-			log, _ := kubectl("logs", "-n", "kingmaker-portal", "deployment/portal", "--all-pods", "--prefix", "--tail", "200")
+			log, _ := kubectl("logs", "-n", "kingmaker-portal", "daemonset/portal", "--all-pods", "--prefix", "--tail", "200")
 			t.Log(out, log)
 		}
 		for _, user := range []string{"ada", "ben", "tess"} { // the volumes are to be free
@@ -270,7 +270,7 @@ func TestDesktopFaults(t *testing.T) {
 		b.painted(started)
 		testCutDesktop(t, b)
 	})
-	if log, err := kubectl("logs", "-n", "kingmaker-portal", "deployment/portal", "--all-pods"); err != nil || strings.Contains(log, secret) || strings.Contains(log, "PRIVATE KEY") {
+	if log, err := kubectl("logs", "-n", "kingmaker-portal", "daemonset/portal", "--all-pods"); err != nil || strings.Contains(log, secret) || strings.Contains(log, "PRIVATE KEY") {
 		t.Errorf("the log has a secret, or %v", err)
 	}
 }
