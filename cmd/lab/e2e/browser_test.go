@@ -177,7 +177,8 @@ func (b *browser) signIn(user, password string) {
 
 func (b *browser) submit(user, password string) {
 	b.t.Helper()
-	b.do("sign in", chromedp.SetValue("#user", ""), chromedp.SendKeys("#user", user), chromedp.SendKeys("#password", password+"\r"))
+	_ = eval[bool](b, "(document.querySelector('#user').value = '', true)")
+	b.do("sign in", chromedp.SendKeys("#user", user), chromedp.SendKeys("#password", password+"\r"))
 }
 
 // says waits until the page has a text.

@@ -81,11 +81,8 @@ func TestDesktops(t *testing.T) {
 	ada := d.open(t, machines[0])
 	ada.do("open the portal", chromedp.Navigate(ada.at), chromedp.WaitVisible("#user"))
 	ada.shot("1-sign-in")
-	await(t, enrolled, "ada to be let in", func() (string, bool) { // the roster may still be on its way
-		ada.submit("ada", "not "+secret)
-		said := ada.text()
-		return said, strings.Contains(said, "is wrong")
-	})
+	ada.submit("ada", "not "+secret)
+	ada.says(time.Minute, "The user name or the password is wrong")
 	anywhere := onWorkers(t)
 	defer anywhere()
 	began := time.Now()
@@ -167,7 +164,7 @@ func openDesktops(t *testing.T) (d door, end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	push(t, "desktops", files)
+	commit := push(t, "desktops", files)
 	end = func() {
 		if t.Failed() {
 			out, _ := kubectl("get", "sessions,pods", "-n", session.Namespace, "-o", "yaml")
@@ -190,7 +187,9 @@ func openDesktops(t *testing.T) (d door, end func()) {
 		clean()
 	}
 	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
-	return openDoor(t), end
+	awaitReached(t, enrolled, commit) // and everybody can sign in
+	d = openDoor(t)
+	return d, end
 }
 
 // TestDesktopFaults: whatever is missing, the page says so in plain words, and when it is
