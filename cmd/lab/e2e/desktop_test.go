@@ -99,7 +99,6 @@ func TestDesktops(t *testing.T) {
 	const note, greeting = "the quick brown fox", "hello to all in the house"
 	edit(ada, "ada", "note.txt", "/home/ada/note.txt", note)
 	edit(ada, "ada", "/srv/exchange/hello.txt", "/srv/exchange/hello.txt", greeting)
-	ada.shot("3-desktop")
 	if got := on(t, first.Status.Node, "cat", gluster.DataPath("homes")+"/ada/note.txt"); !strings.Contains(got, note) {
 		t.Errorf("the home has %q", got)
 	}
@@ -481,7 +480,7 @@ func edit(b *browser, user, name, path, text string) {
 		out, err := inside(user, "cat", path)
 		return fmt.Sprint(out, err), err == nil && strings.Contains(out, text)
 	})
-	b.t.Logf("%s was saved", path)
+	b.shot("3-desktop")
 	_, _ = inside(user, "sh", "-c", `for p in /proc/[0-9]*; do case $(cat $p/comm) in mousepad|xfce4-terminal) kill ${p#/proc/};; esac; done`)
 	await(b.t, time.Minute, "both to end", func() (string, bool) { return "", !runs("mousepad") && !runs("xfce4-terminal") })
 }
