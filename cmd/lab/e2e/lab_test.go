@@ -42,25 +42,41 @@ type lab struct {
 // site is what TestMain made.
 var site lab
 
-// TestLab runs in order; after what fails it shows how the site is.
+// TestLab is what a site of machines does at all.
 func TestLab(t *testing.T) {
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T)
-	}{
+	inOrder(t, []part{
 		{"the site is up", testSite},
 		{"a push arrives", testPush},
 		{"network", testNetwork},
-		{"network of VXLAN", testVXLAN},
 		{"a machine's rights", testOwnMachine},
 		{"reboot", testReboot},
-		{"power cut", testPower},
 		{"cable out", testCut},
 		{"boot without a master", testAPIAway},
 		{"join", testJoin},
+	})
+}
+
+// TestLabLong is more of it. (In CI power cuts are those of TestCrown and TestDesktops.)
+func TestLabLong(t *testing.T) {
+	long(t)
+	calm(t)
+	inOrder(t, []part{
+		{"network", testNetwork},
+		{"network of VXLAN", testVXLAN},
+		{"power cut", testPower},
 		{"unlisted machine", testUnlisted},
-	} {
-		if !t.Run(test.name, test.run) {
+	})
+}
+
+type part struct {
+	name string
+	run  func(t *testing.T)
+}
+
+// inOrder runs them; after what fails it shows how the site is.
+func inOrder(t *testing.T, parts []part) {
+	for _, p := range parts {
+		if !t.Run(p.name, p.run) {
 			t.Log(everything())
 		}
 	}
