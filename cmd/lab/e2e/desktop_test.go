@@ -145,7 +145,10 @@ func TestDesktops(t *testing.T) {
 func openDesktops(t *testing.T) (d door, end func()) {
 	t.Helper()
 	clean := volumeTest(t)
-	installDesktop(t)
+	// Two workers and a master have the image: to unpack it takes a machine half a minute.
+	masters := mustMasters(t)
+	installDesktop(t, append(workers(t, 2), masters[0]))
+	uncordon := cordon(t, masters[1:])
 	const folder = "../../../examples/desktops"
 	files := map[string]string{}
 	err := filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
@@ -183,6 +186,7 @@ func openDesktops(t *testing.T) (d door, end func()) {
 			}
 		}
 		push(t, "no desktops", files)
+		uncordon()
 		clean()
 	}
 	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
@@ -210,16 +214,11 @@ func TestDesktopFaults(t *testing.T) {
 
 	t.Run("no room", func(t *testing.T) {
 		again()
-		for _, m := range allMachines(t) {
-			out, err := kubectl("cordon", m)
-			must(t, out, err)
-		}
+		there := cordon(t, append(workers(t, 2), mustMasters(t)[0]))
 		start()
 		b.says(time.Minute, "No computer has room for it")
 		b.shot("6-no-room")
-		for _, m := range allMachines(t) {
-			_, _ = kubectl("uncordon", m)
-		}
+		there()
 		b.painted(started)
 	})
 	t.Run("no image", func(t *testing.T) {
@@ -436,19 +435,31 @@ func watchDesk(t *testing.T, user string) (stop func() map[string]time.Time) {
 // and no crown is wanted then.
 func onWorkers(t *testing.T) (anywhere func()) {
 	t.Helper()
-	masters, err := mastersOf()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range masters {
+	return cordon(t, mustMasters(t)[:1])
+}
+
+func cordon(t *testing.T, machines []string) (uncordon func()) {
+	t.Helper()
+	for _, m := range machines {
 		out, err := kubectl("cordon", m)
 		must(t, out, err)
 	}
 	return func() {
-		for _, m := range masters {
+		for _, m := range machines {
 			_, _ = kubectl("uncordon", m)
 		}
 	}
+}
+
+// mustMasters are the masters, always in the same order.
+func mustMasters(t *testing.T) []string {
+	t.Helper()
+	masters, err := mastersOf()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(masters)
+	return masters
 }
 
 // edit opens a terminal, and in it an editor with a file, writes and saves.
@@ -592,9 +603,9 @@ func stopDesk(t *testing.T, d door, machine, user string) {
 	awaitDesk(t, time.Minute, user, session.Stopped)
 }
 
-// installDesktop brings the image of desktops to every machine, as the installer does
-// from a bundle that has it. The lab's has not: no other test needs it.
-func installDesktop(t *testing.T) {
+// installDesktop brings the image of desktops to machines, as the installer does from a
+// bundle that has it. The lab's has not: no other test needs it.
+func installDesktop(t *testing.T, machines []string) {
 	t.Helper()
 	dir, err := bundle.Make(t.Context(), bundle.Options{}, os.Stderr)
 	if err != nil {
@@ -609,7 +620,7 @@ func installDesktop(t *testing.T) {
 		t.Fatalf("images of desktops: %v", images)
 	}
 	began := time.Now()
-	for _, m := range allMachines(t) {
+	for _, m := range machines {
 		if have, err := exit(m, "", "ctr", "--namespace", "k8s.io", "images", "list", "--quiet", "name=="+images[0].Name); err == nil && strings.TrimSpace(have) == images[0].Name {
 			continue
 		}
@@ -617,7 +628,7 @@ func installDesktop(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("the image of desktops is on every machine after %.0f s", time.Since(began).Seconds())
+	t.Logf("the image of desktops is on %v after %.0f s", machines, time.Since(began).Seconds())
 }
 
 func importImage(ctx context.Context, r *room.Room, machine string, b *host.Bundle, images []host.Image) error {
