@@ -74,6 +74,7 @@ func inside(user string, args ...string) (string, error) {
 // computer, with their files and those that they share, whichever machine it runs on and
 // whichever dies.
 func TestDesktops(t *testing.T) {
+	long(t)
 	d, end := openDesktops(t)
 	defer end()
 	machines := allMachines(t)

@@ -56,7 +56,7 @@ func TestLab(t *testing.T) {
 	})
 }
 
-// TestLabLong is more of it. (In CI power cuts are those of TestCrown and TestDesktops.)
+// TestLabLong is more of it. (In CI power cuts are those of TestCrown.)
 func TestLabLong(t *testing.T) {
 	long(t)
 	calm(t)
