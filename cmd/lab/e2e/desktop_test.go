@@ -247,7 +247,7 @@ func TestDesktopFaults(t *testing.T) {
 	})
 	t.Run("no directory", func(t *testing.T) {
 		b.do("sign out", chromedp.Navigate(b.at+"/desk"), chromedp.Click(`form[action="/logout"] button`), chromedp.WaitVisible("#user"))
-		out, err := kubectl("patch", "service", "-n", directorySpace, "directory", "--type=merge", "-p", `{"spec":{"selector":{"nobody":"has it"}}}`)
+		out, err := kubectl("patch", "service", "-n", directorySpace, "directory", "--type=merge", "-p", `{"spec":{"selector":{"nobody":"has-it"}}}`)
 		must(t, out, err)
 		await(t, 30*time.Second, "the page to say that nobody knows", func() (string, bool) { // the reconciler mends it soon
 			b.submit("ben", secret)
