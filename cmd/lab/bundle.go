@@ -10,12 +10,10 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/cmd/lab/bundle"
-	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 )
 
 func runBundle(ctx context.Context, flags *flag.FlagSet, args []string) error {
-	// For people it has what a kiosk needs, too; no lab has a screen.
-	options := bundle.Options{Packages: append(host.Packages(), host.KioskPackages()...)}
+	options := bundle.Options{Kiosk: true}
 	output := flags.String("output", "", "write the archive, and its sum beside it, into the folder `DIR`")
 	flags.BoolVar(&options.Refresh, "refresh", false, "look for newer Debian packages")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {

@@ -68,6 +68,10 @@ type Options struct {
 	// they depend on come along. Empty means those of package host.
 	Packages []string
 
+	// Kiosk adds those of a machine whose own screen shows the portal: a browser, and what
+	// shows it. No lab has a screen.
+	Kiosk bool
+
 	// Refresh looks for newer Debian packages, over the network. Without it those
 	// in the cache are used as long as the list is the same.
 	Refresh bool
@@ -201,6 +205,9 @@ func (o Options) complete(ctx context.Context, progress io.Writer) (Options, err
 	}
 	if len(o.Packages) == 0 {
 		o.Packages = host.Packages()
+		if o.Kiosk {
+			o.Packages = append(o.Packages, host.KioskPackages()...)
+		}
 	}
 	if u := o.Upstream; slices.Contains([]string{o.Version, u.Kubernetes, u.Etcd, u.CoreDNS, u.Flannel, u.CNI, u.Pause}, "") {
 		return o, fmt.Errorf("a version is missing: Kingmaker %q, others %+v", o.Version, u)
