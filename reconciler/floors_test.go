@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"cmd/lab/room/site":    {"cmd/lab/room"},
 	"cmd/lab/gitserver":    {},
 	"cmd/lab/glustertest":  {"reconciler/gluster"},
+	"cmd/lab/logtest":      {},
 	"cmd/lab/slapdtest":    {},
 	"cmd/lab/etcdtest":     {"cmd/lab/build", "reconciler/machine/etcd", "reconciler/machine/roles"},
 	"cmd/lab/e2e/probe":    {},

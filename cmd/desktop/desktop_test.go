@@ -18,12 +18,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 )
 
 // The tests' own program is the desktop too, so that it can be run as somebody who
@@ -46,25 +47,8 @@ type real struct {
 	cmd    *exec.Cmd
 	url    string
 	client *http.Client
-	said   safeBuffer
+	said   logtest.Buffer
 	ended  chan error
-}
-
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // startReal runs a desktop as nobody, if this is root, and renews its lease.

@@ -21,12 +21,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/cmd/lab/controlplane"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 	"github.com/kingmaker-io/kingmaker/reconciler/source/render"
 	"github.com/kingmaker-io/kingmaker/schema"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -347,26 +347,8 @@ func (w *world) audit(args []string) {
 // process is a running daemon.
 type process struct {
 	*exec.Cmd
-	said  output
+	said  logtest.Buffer
 	ended chan struct{}
-}
-
-// output is what a process has printed so far.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
 }
 
 func (w *world) daemon(args []string) {

@@ -29,6 +29,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/kingmaker-io/kingmaker/cmd/lab/controlplane"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/cluster"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/keeper"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
@@ -82,26 +83,9 @@ type world struct {
 	admin   kubernetes.Interface
 	objects dynamic.Interface
 	portal  *cluster.Cluster // with the rights of the portal's account, and no others
-	log     *buffer
+	log     *logtest.Buffer
 	later   atomic.Int64 // by how much the keepers' clocks are ahead of ours
 	leases  atomic.Int64 // renewed
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func start(t *testing.T) *world {
@@ -135,7 +119,7 @@ func start(t *testing.T) *world {
 	as.QPS, as.Burst = 200, 400
 	as.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:kingmaker-portal:portal",
 		Groups: []string{"system:serviceaccounts", "system:serviceaccounts:kingmaker-portal", "system:authenticated"}}
-	return &world{T: t, admin: kubernetes.NewForConfigOrDie(config), objects: dynamic.NewForConfigOrDie(config), log: &buffer{},
+	return &world{T: t, admin: kubernetes.NewForConfigOrDie(config), objects: dynamic.NewForConfigOrDie(config), log: &logtest.Buffer{},
 		portal: &cluster.Cluster{Client: kubernetes.NewForConfigOrDie(as), Dynamic: dynamic.NewForConfigOrDie(as)}}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/coder/websocket"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/cluster"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/session"
 	"github.com/kingmaker-io/kingmaker/cmd/portal/signin"
@@ -187,30 +188,13 @@ type site struct {
 	portal  *Portal
 	handler http.Handler
 	server  *httptest.Server
-	log     *safeBuffer
+	log     *logtest.Buffer
 	now     atomic.Int64 // seconds that have gone by
-}
-
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *safeBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *safeBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{t: t, log: &safeBuffer{},
+	s := &site{t: t, log: &logtest.Buffer{},
 		people: &people{groups: map[string][]string{"anna": {"pupils"}, "ben": {"pupils"}, "carla": {"admins"}}, must: map[string]bool{}},
 		desks:  &desks{of: map[string]cluster.Desk{}, changed: make(chan struct{})}}
 	begun := time.Now()
@@ -545,7 +529,7 @@ func TestProgress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stream.Body.Close()
-	var got safeBuffer
+	var got logtest.Buffer
 	done := make(chan struct{})
 	go func() { defer close(done); _, _ = io.Copy(&got, stream.Body) }()
 	see := func(part string) {

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/kingmaker-io/kingmaker/cmd/lab/controlplane"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host/hosttest"
@@ -53,30 +54,13 @@ type world struct {
 	plane   *controlplane.Plane
 	admin   dynamic.Interface
 	machine *hosttest.Debian
-	log     *buffer
+	log     *logtest.Buffer
 	kubelet atomic.Bool // is well
 	alive   atomic.Int64
 	roleGen int64 // of the role that is declared
 
 	mu      sync.Mutex
 	answers []error
-}
-
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 func newWorld(t *testing.T) *world {
@@ -93,7 +77,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, plane: plane, machine: hosttest.NewDebian(t), log: &buffer{}, roleGen: 3}
+	w := &world{T: t, plane: plane, machine: hosttest.NewDebian(t), log: &logtest.Buffer{}, roleGen: 3}
 	if w.admin, err = dynamic.NewForConfig(config); err != nil {
 		t.Fatal(err)
 	}
