@@ -229,18 +229,19 @@ func TestDesktopFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		has := func(nowhere bool) {
+			t.Helper()
+			await(t, time.Minute, "the template to have it", func() (string, bool) {
+				out, err := kubectl("get", "desktop", "classroom", "-o", "jsonpath={.spec.image}")
+				return out, err == nil && strings.HasSuffix(strings.TrimSpace(out), ":nowhere") == nowhere
+			})
+		}
 		push(t, "an image that is not there", map[string]string{"desktops/desktops.yaml": strings.ReplaceAll(string(content), "image: kingmaker.dev/desktop\n", "image: kingmaker.dev/desktop:nowhere\n")})
-		await(t, time.Minute, "the template to have it", func() (string, bool) {
-			out, err := kubectl("get", "desktop", "classroom", "-o", "jsonpath={.spec.image}")
-			return out, err == nil && strings.HasSuffix(strings.TrimSpace(out), ":nowhere")
-		})
+		has(true)
 		start()
 		b.says(time.Minute, "(its image) are not there")
 		push(t, "the image that is there", map[string]string{"desktops/desktops.yaml": string(content)})
-		await(t, time.Minute, "the template to have it", func() (string, bool) {
-			out, err := kubectl("get", "desktop", "classroom", "-o", "jsonpath={.spec.image}")
-			return out, err == nil && !strings.HasSuffix(strings.TrimSpace(out), ":nowhere")
-		})
+		has(false)
 		again()
 		start()
 		b.painted(started)
