@@ -45,6 +45,7 @@ func Install(h *Host, o Options) []Step {
 		i.preflight(),
 		i.bundle(),     // before anything of it is used
 		i.packages(),   // they bring the tools of the following steps
+		i.gluster(),    //
 		i.disk(),       // before anything is stored on it
 		i.brick(),      // on the disk that is split now
 		i.kernel(),     //

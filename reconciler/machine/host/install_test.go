@@ -81,6 +81,10 @@ func TestInstall(t *testing.T) {
 	if m.Active["haproxy.service"] {
 		t.Error("Debian's haproxy runs")
 	}
+	const geo = "/usr/lib/x86_64-linux-gnu/glusterfs/gsyncd"
+	if m.Exists(geo) || !m.Exists(geo+".distrib") {
+		t.Errorf("%s is not aside", geo)
+	}
 	for name, image := range m.Images {
 		if !slices.Contains(image.Labels, "io.cri-containerd.pinned=pinned") {
 			t.Errorf("image %s is not pinned", name)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -43,6 +44,37 @@ const haproxy = "haproxy.service"
 // packages are those of every machine.
 func (i *install) packages() Step {
 	return i.h.debs("packages", Packages(), func() (source, error) { return i.h.source(i.Bundle.Dir, i.Bundle.Debian) })
+}
+
+// gluster sets the program of geo-replication aside, for dpkg too. Volumes do without;
+// and each gluster command starts it first, a Python program that takes longer than all
+// else that the command does, to see whether it is there.
+func (i *install) gluster() Step {
+	h := i.h
+	find := func() ([]string, error) { return filepath.Glob(h.Path("/usr/lib/*/glusterfs/gsyncd")) }
+	look := func(context.Context) (todo []string, err error) {
+		found, err := find()
+		for _, path := range found {
+			todo = append(todo, "set "+strings.TrimPrefix(path, h.Path("/"))+" aside, which slows each gluster command down")
+		}
+		return todo, err
+	}
+	do := func(ctx context.Context) error {
+		found, err := find()
+		for _, path := range found {
+			const aside = ".distrib" // as dpkg has it
+			name := filepath.Join("/", strings.TrimPrefix(path, h.Path("/")))
+			// The two apart, so that it can be done again after a half.
+			if _, err := h.quietly(ctx, "dpkg-divert", "--local", "--no-rename", "--divert", name+aside, "--add", name); err != nil {
+				return err
+			}
+			if err := os.Rename(path, path+aside); err != nil {
+				return err
+			}
+		}
+		return err
+	}
+	return Step{"gluster", look, do}
 }
 
 // debs has packages on the machine. They come from a bundle where that is for

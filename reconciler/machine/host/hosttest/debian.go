@@ -71,6 +71,7 @@ func NewDebian(t testing.TB) *Debian {
 		"modprobe": m.modprobe, "sysctl": m.sysctl, "ctr": m.ctr, "haproxy": m.haproxy,
 		"lsblk": m.lsblk, "wipefs": m.wipefs, "partx": m.partx, "sfdisk": m.sfdisk, "mkfs.ext4": m.mkfs, "mkfs.xfs": m.mkfs,
 		"getent passwd": m.getent, "useradd": m.useradd,
+		"dpkg-divert":    func(host.Command, []byte) (string, error) { return "", nil },
 		"chattr":         func(host.Command, []byte) (string, error) { return "", nil },
 		"udevadm settle": func(host.Command, []byte) (string, error) { return "", nil },
 		"ip":             func(host.Command, []byte) (string, error) { return network, nil },
@@ -223,7 +224,9 @@ func (m *Debian) aptGet(c host.Command, _ []byte) (string, error) {
 			}
 			m.Enabled["haproxy.service"], m.Active["haproxy.service"] = true, !m.Masked["haproxy.service"]
 		case "glusterfs-server": // neither enabled nor started
-			if err := m.put("/usr/lib/systemd/system/glusterd.service", "[Service]\n"); err != nil {
+			err := errors.Join(m.put("/usr/lib/systemd/system/glusterd.service", "[Service]\n"),
+				m.put("/usr/lib/x86_64-linux-gnu/glusterfs/gsyncd", "program\n"))
+			if err != nil {
 				return "", err
 			}
 		}
