@@ -190,13 +190,14 @@ func (b *browser) says(within time.Duration, text string) {
 	})
 }
 
-// colours of the screen; 0 while there is none. A desktop has hundreds, a black screen one.
+// colours of the screen's lower end, where XFCE has its panel; 0 while there is no
+// screen. A panel has hundreds, a black screen one.
 func (b *browser) colours() int {
 	return eval[int](b, `(() => {
 		const c = document.querySelector('#screen canvas');
-		if (!c || !c.width) return 0;
-		const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();
-		for (let i = 0; i < d.length; i += 4 * 13) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]);
+		if (!c || c.height < 50) return 0;
+		const d = c.getContext('2d').getImageData(0, c.height - 40, c.width, 40).data, seen = new Set();
+		for (let i = 0; i < d.length; i += 4) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]);
 		return seen.size;
 	})()`)
 }
