@@ -5,10 +5,10 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"path"
-	"strings"
 	"time"
 )
 
@@ -18,9 +18,13 @@ import (
 //go:embed static novnc/core novnc/vendor novnc/LICENSE.txt novnc/LICENSE.MPL-2.0 novnc/AUTHORS
 var assetFiles embed.FS
 
-// assets are the files that pages need, by path. Browsers ask each time whether theirs
-// is the one: a page with scripts of two versions does not work.
-type assets map[string]asset
+// assets are the files that pages need. Their version is a part of their addresses: a
+// page with scripts of two versions does not work, and browsers need not ask again for
+// what they have.
+type assets struct {
+	version string
+	files   map[string]asset
+}
 
 type asset struct {
 	content []byte
@@ -30,9 +34,9 @@ type asset struct {
 
 var kinds = map[string]string{".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
-func newAssets() (http.Handler, error) {
-	all := assets{}
-	return all, fs.WalkDir(assetFiles, ".", func(file string, entry fs.DirEntry, err error) error {
+func newAssets() (assets, error) {
+	a, all := assets{files: map[string]asset{}}, sha256.New()
+	err := fs.WalkDir(assetFiles, ".", func(file string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -45,20 +49,31 @@ func newAssets() (http.Handler, error) {
 			kind = "text/plain; charset=utf-8"
 		}
 		sum := sha256.Sum256(content)
-		all[file] = asset{content, `"` + hex.EncodeToString(sum[:12]) + `"`, kind}
+		fmt.Fprintf(all, "%s %x\n", file, sum)
+		a.files[file] = asset{content, `"` + hex.EncodeToString(sum[:12]) + `"`, kind}
 		return nil
 	})
+	a.version = hex.EncodeToString(all.Sum(nil)[:6])
+	return a, err
 }
 
-// ServeHTTP serves a file, or nothing: folders are not listed.
+// path is where a page finds a file of folder static.
+func (a assets) path(file string) string { return "/assets/" + a.version + "/static/" + file }
+
+// ServeHTTP serves a file, or nothing: folders are not listed. While a site goes on to
+// the next release a page may be of another one's portal, which is better served than
+// not; but nothing of that is kept.
 func (a assets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	file, ok := a[strings.TrimPrefix(r.URL.Path, "/")]
+	file, ok := a.files[r.PathValue("file")]
 	if !ok {
 		http.Error(w, "There is no such file.", http.StatusNotFound)
 		return
 	}
 	w.Header().Set("Content-Type", file.kind)
 	w.Header().Set("Cache-Control", "no-cache")
+	if r.PathValue("version") == a.version {
+		w.Header().Set("Cache-Control", "private, max-age=31536000, immutable")
+	}
 	w.Header().Set("ETag", file.tag)
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(file.content))
 }

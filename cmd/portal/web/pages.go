@@ -54,6 +54,7 @@ type page struct {
 
 	visitor visitor
 	words   *words
+	assets  assets
 	now     time.Time
 }
 
@@ -68,6 +69,9 @@ type overview struct {
 
 // T is the text of a key, with {0}, {1} ... filled in.
 func (d page) T(key string, fill ...string) string { return d.words.text(d.Lang, key, fill...) }
+
+// Asset is the address of a style, a script or a picture.
+func (d page) Asset(file string) string { return d.assets.path(file) }
 
 // Phase is the word for one.
 func (d page) Phase(phase string) string {

@@ -93,7 +93,7 @@ type Portal struct {
 
 	pages  map[string]*template.Template
 	words  *words
-	assets http.Handler
+	assets assets
 	pulse  time.Duration // of screens; 0 is defaultPulse
 }
 
@@ -137,7 +137,7 @@ func (p *Portal) Handler() (http.Handler, error) {
 	mux.HandleFunc("GET /admin", p.admins(p.adminPage))
 	mux.HandleFunc("POST /admin/end", p.admins(p.adminEnd))
 	mux.HandleFunc("POST /admin/restart", p.admins(p.adminRestart))
-	mux.Handle("GET /assets/", http.StripPrefix("/assets/", p.assets))
+	mux.Handle("GET /assets/{version}/{file...}", p.assets)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		p.problem(w, r, http.StatusNotFound, "error.notfound")
 	})
@@ -469,7 +469,7 @@ func (p *Portal) password(w http.ResponseWriter, r *http.Request, v visitor) {
 
 // show writes a page, whole or not at all.
 func (p *Portal) show(w http.ResponseWriter, r *http.Request, status int, name string, d page) {
-	d.words, d.Lang = p.words, p.words.choose(r)
+	d.assets, d.words, d.Lang = p.assets, p.words, p.words.choose(r)
 	d.User = d.visitor.User
 	d.now = p.now()
 	var b bytes.Buffer

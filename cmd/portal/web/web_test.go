@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -680,15 +681,22 @@ func TestNoUserInAddresses(t *testing.T) {
 	s := newSite(t)
 	s.ready("anna")
 	b := s.browser().signIn("anna")
-	for _, path := range []string{"/desk/anna", "/desk/ws/anna", "/assets/../web.go", "/assets/", "/assets/static", "/nowhere", "/text/en.json"} {
+	for _, path := range []string{"/desk/anna", "/desk/ws/anna", "/assets/../web.go", "/assets/", "/assets/0/static", "/assets/0/static/../../web.go", "/nowhere", "/text/en.json"} {
 		if answer, _ := b.get(path); answer.StatusCode/100 == 2 {
 			t.Errorf("%s: %d", path, answer.StatusCode)
 		}
 	}
-	for _, path := range []string{"/assets/static/style.css", "/assets/static/desk.js", "/assets/novnc/core/rfb.js", "/assets/novnc/vendor/pako/lib/zlib/inflate.js"} {
-		answer, text := b.get(path)
-		if answer.StatusCode != 200 || answer.Header.Get("ETag") == "" || text == "" || answer.Header.Get("Cache-Control") != "no-cache" {
-			t.Errorf("%s: %d", path, answer.StatusCode)
+	_, page := b.get("/password")
+	version := regexp.MustCompile(`/assets/([0-9a-f]+)/`).FindStringSubmatch(page)
+	if version == nil {
+		t.Fatalf("no assets in %s", page)
+	}
+	for of, kept := range map[string]string{version[1]: "private, max-age=31536000, immutable", "0123456789ab": "no-cache"} {
+		for _, file := range []string{"static/style.css", "static/desk.js", "novnc/core/rfb.js", "novnc/vendor/pako/lib/zlib/inflate.js"} {
+			answer, text := b.get("/assets/" + of + "/" + file)
+			if answer.StatusCode != 200 || answer.Header.Get("ETag") == "" || text == "" || answer.Header.Get("Cache-Control") != kept {
+				t.Errorf("%s of %s: %d %v", file, of, answer.StatusCode, answer.Header)
+			}
 		}
 	}
 }

@@ -1,6 +1,6 @@
 // The screen of a desktop: noVNC's library below a page of our own. Where the desktop
 // is, and whose, only the portal knows; nothing of it is in any address.
-import RFB from '/assets/novnc/core/rfb.js';
+import RFB from '../novnc/core/rfb.js';
 
 const $ = (id) => document.getElementById(id);
 const state = $('state');
