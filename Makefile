@@ -26,13 +26,13 @@ test: packages ## unit and integration tests, with the race detector
 	@go run ./cmd/lab controlplane -- true
 	go test -race -timeout 25m ./...
 
-e2e: packages ## tests on labs: real machines, networks, power cuts; some minutes
-	@.ci/packages $(LAB_PACKAGES)
+e2e: packages ## tests on labs: real machines, networks, a power cut, a browser; half an hour
+	@.ci/packages $(LAB_PACKAGES) chromium
 	go test -tags e2e -p 1 -timeout 60m -count=1 ./cmd/lab/room ./cmd/lab/e2e
 
-e2e-long: packages ## masters and copies that die, come back, are cut off, a browser; up to five hours
+e2e-long: packages ## masters, copies and desktops that die, come back, are cut off; up to five hours
 	@.ci/packages $(LAB_PACKAGES) chromium
-	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 300m -count=1 -v -skip '^(TestLab|TestCrown|TestDirectory|TestVolumes)$$' ./cmd/lab/e2e
+	KINGMAKER_E2E_LONG=1 go test -tags e2e -timeout 300m -count=1 -v -skip '^(TestLab|TestCrown|TestDesktops|TestVolumes)$$' ./cmd/lab/e2e
 
 bench: packages ## the figures that the issues ask for, beside kubectl, OpenLDAP and websockify in the same run
 	@.ci/packages slapd slapd-contrib ldap-utils websockify

@@ -74,8 +74,7 @@ func inside(user string, args ...string) (string, error) {
 // computer, with their files and those that they share, whichever machine it runs on and
 // whichever dies.
 func TestDesktops(t *testing.T) {
-	long(t)
-	d, end := openDesktops(t)
+	d, _, end := openDesktops(t)
 	defer end()
 	machines := allMachines(t)
 
@@ -84,8 +83,6 @@ func TestDesktops(t *testing.T) {
 	ada.shot("1-sign-in")
 	ada.submit("ada", "not "+secret)
 	ada.says(time.Minute, "The user name or the password is wrong")
-	anywhere := onWorkers(t)
-	defer anywhere()
 	began := time.Now()
 	ada.submit("ada", secret)
 	await(t, 30*time.Second, "the progress", func() (string, bool) {
@@ -95,7 +92,6 @@ func TestDesktops(t *testing.T) {
 	ada.painted(started)
 	t.Logf("ada sees her desktop %.1f s after she signed in", time.Since(began).Seconds())
 	first := awaitDesk(t, time.Minute, "ada", session.Ready)
-	anywhere()
 
 	const note, greeting = "the quick brown fox", "hello to all in the house"
 	edit(ada, "ada", "note.txt", "/home/ada/note.txt", note)
@@ -142,14 +138,15 @@ func TestDesktops(t *testing.T) {
 	}
 }
 
-// openDesktops makes the site of examples/desktops, until end.
-func openDesktops(t *testing.T) (d door, end func()) {
+// openDesktops makes the site of examples/desktops, until end. Desktops run on two
+// machines only: to unpack the image takes each half a minute. They are workers, for
+// one of them is to die, and no crown is wanted then.
+func openDesktops(t *testing.T) (d door, machines []string, end func()) {
 	t.Helper()
 	clean := volumeTest(t)
-	// Two workers and a master have the image: to unpack it takes a machine half a minute.
-	masters := mustMasters(t)
-	installDesktop(t, append(workers(t, 2), masters[0]))
-	uncordon := cordon(t, masters[1:])
+	machines = workers(t, 2)
+	installDesktop(t, machines)
+	uncordon := cordon(t, slices.DeleteFunc(allMachines(t), func(m string) bool { return slices.Contains(machines, m) }))
 	const folder = "../../../examples/desktops"
 	files := map[string]string{}
 	err := filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
@@ -192,15 +189,14 @@ func openDesktops(t *testing.T) (d door, end func()) {
 	}
 	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
 	awaitReached(t, enrolled, commit) // and everybody can sign in
-	d = openDoor(t)
-	return d, end
+	return openDoor(t), machines, end
 }
 
 // TestDesktopFaults: whatever is missing, the page says so in plain words, and when it is
 // there again the desktop comes by itself.
 func TestDesktopFaults(t *testing.T) {
 	long(t)
-	d, end := openDesktops(t)
+	d, machines, end := openDesktops(t)
 	defer end()
 	at := allMachines(t)[0]
 	b := d.open(t, at)
@@ -215,7 +211,7 @@ func TestDesktopFaults(t *testing.T) {
 
 	t.Run("no room", func(t *testing.T) {
 		again()
-		there := cordon(t, append(workers(t, 2), mustMasters(t)[0]))
+		there := cordon(t, machines)
 		start()
 		b.says(time.Minute, "No computer has room for it")
 		b.shot("6-no-room")
@@ -264,7 +260,6 @@ func TestDesktopFaults(t *testing.T) {
 	})
 	t.Run("cut off", func(t *testing.T) {
 		again()
-		defer onWorkers(t)()
 		start()
 		b.painted(started)
 		testCutDesktop(t, b)
@@ -317,7 +312,7 @@ func testCutDesktop(t *testing.T, b *browser) {
 func TestDesktopSpeed(t *testing.T) {
 	long(t)
 	const rounds = 20
-	d, end := openDesktops(t)
+	d, _, end := openDesktops(t)
 	defer end()
 	at := allMachines(t)[0]
 	b := d.open(t, at)
@@ -445,13 +440,6 @@ func watchDesk(t *testing.T, user string) (stop func() map[string]time.Time) {
 	}
 }
 
-// onWorkers has desktops start on workers only, until anywhere: one of them is to die,
-// and no crown is wanted then.
-func onWorkers(t *testing.T) (anywhere func()) {
-	t.Helper()
-	return cordon(t, mustMasters(t)[:1])
-}
-
 func cordon(t *testing.T, machines []string) (uncordon func()) {
 	t.Helper()
 	for _, m := range machines {
@@ -463,17 +451,6 @@ func cordon(t *testing.T, machines []string) (uncordon func()) {
 			_, _ = kubectl("uncordon", m)
 		}
 	}
-}
-
-// mustMasters are the masters, always in the same order.
-func mustMasters(t *testing.T) []string {
-	t.Helper()
-	masters, err := mastersOf()
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(masters)
-	return masters
 }
 
 // edit opens a terminal, and in it an editor with a file, writes and saves.

@@ -79,7 +79,10 @@ func TestDirectory(t *testing.T) {
 		push(t, "carla is not locked", map[string]string{peopleFile: carla(first, false)})
 		await(t, enrolled, "carla to log in again", func() (string, bool) { return d.bind(login, first) })
 	})
-	t.Run("cable of the writer", func(t *testing.T) { testWriterAway(t, d) })
+	t.Run("cable of the writer", func(t *testing.T) {
+		long(t)
+		testWriterAway(t, d)
+	})
 	t.Run("backup", func(t *testing.T) { testBackup(t, d, login, first, second) })
 }
 

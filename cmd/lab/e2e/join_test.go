@@ -55,6 +55,7 @@ func nothingJoined(t *testing.T, machine string) {
 // testJoin: what is wrong with a join is told, and leaves nothing behind; then the
 // pasted line makes the machine a part of the site within a minute.
 func testJoin(t *testing.T) {
+	expired := newToken(t, "--ttl", "1m") // until the machine is there
 	machine := add(t)
 	good := newToken(t)
 
@@ -80,7 +81,6 @@ func testJoin(t *testing.T) {
 	wrong.token = "nobody." + secret
 	refused("an unknown token", wrong, `15 minutes`)
 
-	expired := newToken(t, "--ttl", "1m")
 	await(t, 3*time.Minute, "the token to expire", func() (string, bool) {
 		out, _ := kubectl("get", "secret", "-n", "kube-system", "bootstrap-token-"+strings.SplitN(expired.token, ".", 2)[0], "--ignore-not-found")
 		return out, strings.TrimSpace(out) == ""

@@ -51,8 +51,6 @@ func TestLab(t *testing.T) {
 		{"a machine's rights", testOwnMachine},
 		{"reboot", testReboot},
 		{"cable out", testCut},
-		{"boot without a master", testAPIAway},
-		{"join", testJoin},
 	})
 }
 
@@ -65,6 +63,8 @@ func TestLabLong(t *testing.T) {
 		{"network of VXLAN", testVXLAN},
 		{"power cut", testPower},
 		{"unlisted machine", testUnlisted},
+		{"boot without a master", testAPIAway},
+		{"join", testJoin},
 	})
 }
 
