@@ -177,8 +177,15 @@ func (b *browser) signIn(user, password string) {
 
 func (b *browser) submit(user, password string) {
 	b.t.Helper()
+	b.fill(user, password)
+	b.do("sign in", chromedp.SendKeys("#password", "\r"))
+}
+
+// fill types them, and no more.
+func (b *browser) fill(user, password string) {
+	b.t.Helper()
 	_ = eval[bool](b, "(document.querySelector('#user').value = '', true)")
-	b.do("sign in", chromedp.SendKeys("#user", user), chromedp.SendKeys("#password", password+"\r"))
+	b.do("type them", chromedp.SendKeys("#user", user), chromedp.SendKeys("#password", password))
 }
 
 // says waits until the page has a text.

@@ -568,7 +568,13 @@ func calm(t *testing.T) {
 			}
 		}
 	}
-	declare(t, 3, quick)
+	settle(t, 3)
+}
+
+// settle declares so many masters, and waits until nothing is under way.
+func settle(t *testing.T, masters int) {
+	t.Helper()
+	declare(t, masters, quick)
 	awaitMasters(t, growing)
 	await(t, 5*time.Minute, "no crown to be open, and every machine to be Ready", func() (string, bool) {
 		all, err := crowns()
