@@ -13,7 +13,7 @@ import (
 )
 
 func runBundle(ctx context.Context, flags *flag.FlagSet, args []string) error {
-	options := bundle.Options{Kiosk: true}
+	var options bundle.Options
 	output := flags.String("output", "", "write the archive, and its sum beside it, into the folder `DIR`")
 	flags.BoolVar(&options.Refresh, "refresh", false, "look for newer Debian packages")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {

@@ -64,13 +64,9 @@ type Options struct {
 	Kingmaker string
 	Version   string
 
-	// Packages are the Debian packages that noded install asks for. Those that
-	// they depend on come along. Empty means those of package host.
+	// Packages are the Debian packages that noded asks for. Those that they depend
+	// on come along. Empty means those of package host.
 	Packages []string
-
-	// Kiosk adds those of a machine whose own screen shows the portal: a browser, and what
-	// shows it. No lab has a screen.
-	Kiosk bool
 
 	// Refresh looks for newer Debian packages, over the network. Without it those
 	// in the cache are used as long as the list is the same.
@@ -204,10 +200,7 @@ func (o Options) complete(ctx context.Context, progress io.Writer) (Options, err
 		}
 	}
 	if len(o.Packages) == 0 {
-		o.Packages = host.Packages()
-		if o.Kiosk {
-			o.Packages = append(o.Packages, host.KioskPackages()...)
-		}
+		o.Packages = slices.Concat(host.Packages(), host.KioskPackages())
 	}
 	if u := o.Upstream; slices.Contains([]string{o.Version, u.Kubernetes, u.Etcd, u.CoreDNS, u.Flannel, u.CNI, u.Pause}, "") {
 		return o, fmt.Errorf("a version is missing: Kingmaker %q, others %+v", o.Version, u)

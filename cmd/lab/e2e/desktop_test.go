@@ -22,6 +22,7 @@ import (
 	"github.com/kingmaker-io/kingmaker/reconciler/machine/host"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/dynamic"
 )
 
 // What the site promises of desktops, in this lab.
@@ -176,16 +177,20 @@ func openDesktops(t *testing.T) (d door, machines []string, end func()) {
 				stopDesk(t, d, master(t), user)
 			}
 		}
-		for name := range files {
-			if name != volumesFile { // which needs consent
-				files[name] = ""
-			} else {
-				delete(files, name)
+		// What refers to something goes before it; and volumes need consent.
+		gone := func(folder string) {
+			away := map[string]string{}
+			for name := range files {
+				if strings.HasPrefix(name, folder) {
+					away[name] = ""
+				}
 			}
+			push(t, "no "+folder, away)
 		}
-		push(t, "no desktops", files)
+		gone("desktops/")
 		uncordon()
 		clean()
+		gone("people/")
 	}
 	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
 	awaitReached(t, enrolled, commit) // and everybody can sign in
@@ -419,7 +424,12 @@ func (s *stages) table() string {
 // watchDesk notes when each stage of a desktop was first seen, until stop.
 func watchDesk(t *testing.T, user string) (stop func() map[string]time.Time) {
 	t.Helper()
-	client, err := connect()
+	config, err := lead()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Timeout = 0 // it would end the watch, too
+	client, err := dynamic.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -640,6 +650,7 @@ func installDesktop(t *testing.T, machines []string) {
 		if err := importImage(t.Context(), theRoom(t), m, b, images); err != nil {
 			t.Fatal(err)
 		}
+		on(t, m, "ctr", "--namespace", "k8s.io", "images", "label", images[0].Name, "io.cri-containerd.pinned=pinned")
 	}
 	t.Logf("the image of desktops is on %v after %.0f s", machines, time.Since(began).Seconds())
 }

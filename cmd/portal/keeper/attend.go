@@ -32,7 +32,7 @@ type note struct {
 
 // How often one asks, and for how long an answer is good.
 const (
-	askStarting = 250 * time.Millisecond
+	askStarting = 100 * time.Millisecond
 	askWarned   = time.Second
 	askReady    = 10 * time.Second
 	heardFor    = 45 * time.Second
@@ -123,7 +123,7 @@ func (a *attendants) attend(ctx context.Context, one *charge) {
 				reason, message := trouble(pod, list.Items)
 				a.note(uid, func(n *note) { n.reason, n.trouble = reason, message })
 			}
-			wait = time.Second // Kubernetes has no more to say in a quarter of one
+			wait = time.Second // Kubernetes has no more to say in a tenth of one
 		}
 		if !one.wait(ctx, wait) {
 			return

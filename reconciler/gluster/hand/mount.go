@@ -24,6 +24,7 @@ type wish struct {
 	Volume  string
 	ID      string
 	Servers []string // that know the volume; the first is asked first
+	Homes   bool     // each file is one person's, who is on one machine at a time
 }
 
 // wishes are the volumes that a machine is to mount: all that there are. The steward
@@ -34,7 +35,7 @@ func wishes(volumes []volume, machine string) (list []wish) {
 		if v.goes() || v.Status.ID == "" || len(v.Spec.Bricks) == 0 {
 			continue
 		}
-		w := wish{Volume: v.Metadata.Name, ID: v.Status.ID}
+		w := wish{Volume: v.Metadata.Name, ID: v.Status.ID, Homes: v.Spec.Access == gluster.Homes}
 		for _, b := range v.Spec.Bricks {
 			if b.Machine == machine {
 				w.Servers = slices.Insert(w.Servers, 0, b.Address) // without the network, too

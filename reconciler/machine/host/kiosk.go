@@ -14,8 +14,11 @@ import (
 const KioskUnit = "kingmaker-kiosk.service"
 
 // KioskPackages are the Debian packages that it needs, with what they depend on: cage
-// gives the screen to one program and to no other, and firefox-esr is that program.
-func KioskPackages() []string { return []string{"cage", "firefox-esr", "fonts-dejavu-core"} }
+// gives the screen to one program and to no other, and firefox-esr is that program. With
+// libpam-systemd logind gives it to cage.
+func KioskPackages() []string {
+	return []string{"cage", "dbus", "firefox-esr", "fonts-dejavu-core", "libpam-systemd"}
+}
 
 // Kiosk is a screen that shows one site, and lets nobody out of it.
 type Kiosk struct {

@@ -43,7 +43,7 @@ func TestKiosk(t *testing.T) {
 		t.Error("it does not run")
 	}
 	installed := slices.IndexFunc(m.Runner.Lines(), func(line string) bool {
-		return strings.Contains(line, " install ") && strings.HasSuffix(line, "cage firefox-esr fonts-dejavu-core") && strings.Contains(line, "sources.list")
+		return strings.Contains(line, " install ") && strings.HasSuffix(line, strings.Join(host.KioskPackages(), " ")) && strings.Contains(line, "sources.list")
 	})
 	if installed < 0 {
 		t.Errorf("the packages do not come from the bundle: %q", m.Runner.Changes())
