@@ -59,9 +59,11 @@ func TestVolumes(t *testing.T) {
 			t.Errorf("%s reads %q", m, got)
 		}
 		for name, want := range map[string]string{"ada": "3001 2001 700", "ben": "3002 2001 700"} {
-			if got := strings.TrimSpace(on(t, m, "stat", "--format", "%u %g %a", gluster.DataPath("homes")+"/"+name)); got != want {
-				t.Errorf("the home of %s on %s is of %s, want %s", name, m, got, want)
-			}
+			// A machine remembers what it saw of a home, and what was not there, for five seconds.
+			await(t, 10*time.Second, "the home of "+name+" on "+m+" to be of "+want, func() (string, bool) {
+				got, err := exit(m, "", "stat", "--format", "%u %g %a", gluster.DataPath("homes")+"/"+name)
+				return got, err == nil && strings.TrimSpace(got) == want
+			})
 		}
 	}
 
