@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
@@ -417,7 +418,7 @@ func (s *stages) table() string {
 	for _, name := range s.names {
 		sorted := slices.Sorted(slices.Values(s.took[name]))
 		at := func(share float64) time.Duration {
-			return sorted[min(len(sorted)-1, int(share*float64(len(sorted))))].Round(10 * time.Millisecond)
+			return sorted[max(0, int(math.Ceil(share*float64(len(sorted))))-1)].Round(10 * time.Millisecond) // the nearest rank
 		}
 		fmt.Fprintf(&b, "%-12s least %6s  median %6s  95th %6s  most %6s  (%d)\n", name, at(0), at(0.5), at(0.95), at(1), len(sorted))
 	}

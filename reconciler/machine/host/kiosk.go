@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"strings"
 )
 
 // KioskUnit is the service that shows the portal on the machine's own screen.
@@ -85,6 +86,7 @@ func (h *Host) lastSource() (source, error) {
 
 func (k Kiosk) unit() unit {
 	address := "https://" + k.Portal + "/"
+	site := k.Portal[:strings.LastIndexByte(k.Portal, ':')]
 	text := header + `[Unit]
 Description=The portal on this machine's own screen
 Wants=dbus.socket systemd-logind.service network-online.target
@@ -133,8 +135,9 @@ session  required pam_systemd.so
 		"DisableDeveloperTools": true, "DisableFirefoxAccounts": true, "DisableFirefoxStudies": true, "DisableTelemetry": true, "DisableFormHistory": true,
 		"DisableProfileImport": true, "DontCheckDefaultBrowser": true, "NoDefaultBookmarks": true, "OfferToSaveLogins": false, "PasswordManagerEnabled": false,
 		"OverrideFirstRunPage": "", "OverridePostUpdatePage": "", "SanitizeOnShutdown": true, "PrintingEnabled": false, "DisableSetDesktopBackground": true,
-		"Proxy":         map[string]any{"Mode": "none", "Locked": true},
-		"WebsiteFilter": map[string]any{"Block": []string{"<all_urls>"}, "Exceptions": []string{address + "*"}},
+		"Proxy": map[string]any{"Mode": "none", "Locked": true},
+		// Its patterns have no port, and are of all ports; one with a port is of none.
+		"WebsiteFilter": map[string]any{"Block": []string{"<all_urls>"}, "Exceptions": []string{"https://" + site + "/*"}},
 	}
 	files := []file{{kioskUnitFile, []byte(text), 0o644}, {kioskPAM, []byte(pam), 0o644}, {kioskOwn, nil, 0o644}}
 	if len(k.Authority) > 0 {

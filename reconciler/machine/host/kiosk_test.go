@@ -58,7 +58,7 @@ func TestKiosk(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := written.Policies
-	if !slices.Equal(p.WebsiteFilter.Block, []string{"<all_urls>"}) || !slices.Equal(p.WebsiteFilter.Exceptions, []string{"https://10.20.1.14:30443/*"}) || !slices.Equal(p.Certificates.Install, []string{"/etc/kingmaker/portal-ca.crt"}) {
+	if !slices.Equal(p.WebsiteFilter.Block, []string{"<all_urls>"}) || !slices.Equal(p.WebsiteFilter.Exceptions, []string{"https://10.20.1.14/*"}) || !slices.Equal(p.Certificates.Install, []string{"/etc/kingmaker/portal-ca.crt"}) {
 		t.Errorf("%+v", p)
 	}
 	if text := m.Get("/etc/systemd/system/" + host.KioskUnit); !strings.Contains(text, " https://10.20.1.14:30443/\n") || !strings.Contains(text, "\nUser=kingmaker-kiosk\n") {
