@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	goldap "github.com/go-ldap/ldap/v3"
 
 	"github.com/kingmaker-io/kingmaker/cmd/directory/slapd"
+	"github.com/kingmaker-io/kingmaker/cmd/lab/logtest"
 	"github.com/kingmaker-io/kingmaker/cmd/lab/slapdtest"
 )
 
@@ -124,7 +124,7 @@ type machine struct {
 	replica *Replica // nil: it is off
 	cancel  func()
 	done    chan error
-	log     *bytes.Buffer
+	log     *logtest.Buffer
 	isCut   atomic.Bool
 }
 
@@ -175,7 +175,7 @@ func (m *machine) on() {
 	}
 	m.site.Cleanup(func() { os.RemoveAll(runtime) })
 	if m.log == nil {
-		m.log = &bytes.Buffer{}
+		m.log = &logtest.Buffer{}
 	}
 	m.replica = New(Options{
 		Base: base, Machine: m.name, Data: m.data, Runtime: runtime, Listen: m.listen, Store: wired{m.site.store, m}, Lease: lease,
@@ -188,22 +188,11 @@ func (m *machine) on() {
 			}
 			return others, nil
 		},
-		Log: slog.New(slog.NewTextHandler(&locked{to: m.log}, nil)),
+		Log: slog.New(slog.NewTextHandler(m.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel, m.done = cancel, make(chan error, 1)
 	go func() { m.done <- m.replica.Run(ctx) }()
-}
-
-type locked struct {
-	mu sync.Mutex
-	to io.Writer
-}
-
-func (l *locked) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.to.Write(p)
 }
 
 // kill is a power cut, as far as one process can have it: slapd dies where it is.

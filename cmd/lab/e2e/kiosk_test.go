@@ -19,13 +19,14 @@ func TestKiosk(t *testing.T) {
 	calm(t)
 	openDoor(t)
 	m := workers(t, 1)[0]
-	on(t, m, "sh", "-c", `mkdir -p /etc/systemd/system/kingmaker-kiosk.service.d && cat >/etc/systemd/system/kingmaker-kiosk.service.d/lab.conf <<.
-[Service]
+	const beside = "/etc/systemd/system/kingmaker-kiosk.service.d"
+	on(t, m, "mkdir", "--parents", beside)
+	put(t, m, beside+"/lab.conf", `[Service]
 TTYPath=
 StandardInput=null
 UtmpIdentifier=
 Environment=WLR_BACKENDS=headless WLR_RENDERER=pixman WLR_LIBINPUT_NO_DEVICES=1
-.`)
+`)
 	file := "machines/" + m + ".yaml"
 	before, err := os.ReadFile(filepath.Join(site.repo, file))
 	if err != nil {

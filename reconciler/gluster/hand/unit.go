@@ -66,10 +66,11 @@ func volumeOf(unit string) (volume string, ok bool) {
 // changed a file. Of homes it is more: a desktop begins with a thousand looks for files,
 // most of which are not there, and nobody comes back to a machine so soon from another.
 func unitText(w wish) string {
-	options := "log-level=WARNING,attribute-timeout=1,entry-timeout=1"
+	remember := "attribute-timeout=1,entry-timeout=1"
 	if w.Homes {
-		options = "log-level=WARNING,attribute-timeout=5,entry-timeout=5,negative-timeout=5"
+		remember = "attribute-timeout=5,entry-timeout=5,negative-timeout=5"
 	}
+	options := "log-level=WARNING," + remember
 	if len(w.Servers) > 1 {
 		options = "backup-volfile-servers=" + strings.Join(w.Servers[1:], ":") + "," + options
 	}
