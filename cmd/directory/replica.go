@@ -405,7 +405,7 @@ func (r *Replica) serve(ctx context.Context, s *secrets, d data) error {
 		return err
 	}
 	defer func() {
-		r.stop(running)
+		running.stop()
 		if office.held(time.Now()) { // nobody need wait for the end of the lease
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(outer), 3*time.Second)
 			defer cancel()
@@ -415,7 +415,7 @@ func (r *Replica) serve(ctx context.Context, s *secrets, d data) error {
 	r.set(func(s *Status) { *s = Status{ID: d.ID, Server: d.Server, Reason: "starting"} })
 	begin, started := time.Now(), time.Now()
 	var agreed, served time.Time
-	caughtUp, repaired := false, false
+	caughtUp, repaired, answered := false, false, false
 	for tick := time.NewTicker(min(look, r.Lease/4)); ; {
 		peers := r.peers(ctx, s)
 		forward.assign(peers)
@@ -428,6 +428,7 @@ func (r *Replica) serve(ctx context.Context, s *secrets, d data) error {
 				behind += own.Behind(p.root)
 			}
 		}
+		answered = answered || err == nil || broken
 		if (err == nil || broken) && !caughtUp {
 			caughtUp = reached > 0 && behind == 0 || reached == 0 && (len(peers) == 0 || time.Since(started) > patient)
 		}
@@ -446,7 +447,7 @@ func (r *Replica) serve(ctx context.Context, s *secrets, d data) error {
 		}
 		if writes := office.held(time.Now()); writes == config.ReadOnly { // it became the writer, or is no more
 			r.Log.Info("changes", "taken", writes)
-			r.stop(running)
+			running.stop()
 			config.ReadOnly = !writes
 			if running, err = r.start(config); err != nil {
 				return err
@@ -487,15 +488,19 @@ func (r *Replica) serve(ctx context.Context, s *secrets, d data) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case err := <-running.ended:
-			r.Log.Error("slapd ended", "error", fmt.Sprint(err))
-			r.set(func(s *Status) { s.Ready, s.Writer, s.Reason = false, false, fmt.Sprint("slapd ended: ", err) })
+		case <-running.ended:
+			r.Log.Error("slapd ended", "error", fmt.Sprint(running.err))
+			r.set(func(s *Status) { s.Ready, s.Writer, s.Reason = false, false, fmt.Sprint("slapd ended: ", running.err) })
+			if !answered { // its files may be at fault, which are made anew
+				return fmt.Errorf("slapd ended before it answered: %v", running.err)
+			}
 			if wait(ctx, time.Second); ctx.Err() != nil {
 				return ctx.Err()
 			}
 			if running, err = r.start(config); err != nil {
 				return err
 			}
+			answered = false
 			started, caughtUp = time.Now(), office.held(time.Now()) // nobody else knows more
 		case <-tick.C:
 		}
@@ -545,10 +550,11 @@ func (r *Replica) answers(ctx context.Context, s *secrets) (own slapd.Root, err 
 	}
 }
 
-// process is a running slapd.
+// process is a slapd that was started.
 type process struct {
 	cmd   *exec.Cmd
-	ended chan error // gets one value
+	ended chan struct{} // closed when it has ended
+	err   error         // why; set before ended is closed
 }
 
 func (r *Replica) start(config slapd.Config) (*process, error) {
@@ -565,17 +571,23 @@ func (r *Replica) start(config slapd.Config) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd, make(chan error, 1)}
-	go func() { p.ended <- cmd.Wait() }()
+	p := &process{cmd: cmd, ended: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.ended)
+	}()
 	r.mu.Lock()
 	r.slapd = cmd.Process
 	r.mu.Unlock()
 	return p, nil
 }
 
-// stop ends slapd. It may wait for what it asked another, and need not: nothing that
-// it has acknowledged is in memory alone.
-func (r *Replica) stop(p *process) {
+// stop ends slapd, if it was started and has not ended by itself. It may wait for what
+// it asked another, and need not: nothing that it has acknowledged is in memory alone.
+func (p *process) stop() {
+	if p == nil {
+		return
+	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:

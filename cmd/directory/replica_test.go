@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -223,6 +224,53 @@ func TestCut(t *testing.T) {
 	}
 	if got := strings.Count(content, "seen on the right"); got != 10 {
 		t.Errorf("%d of 10 changes of an entry are there", got)
+	}
+}
+
+// A slapd that ends by itself is started again, also where nothing is left to start it
+// from; and a replica that is told to end just then does.
+func TestSlapdEnds(t *testing.T) {
+	s := newSite(t, 1)
+	m := s.machines[0]
+	slapdDies := func() {
+		t.Helper()
+		m.replica.mu.Lock()
+		defer m.replica.mu.Unlock()
+		if err := m.replica.slapd.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ended := func() {
+		t.Helper()
+		s.eventually("its end is seen", 10*time.Second, func() error {
+			if st := m.replica.Status(); st.Ready {
+				return fmt.Errorf("%+v", st)
+			}
+			return nil
+		})
+	}
+	m.on()
+	s.ready(m)
+	slapdDies()
+	ended()
+	s.ready(m)
+
+	if err := os.RemoveAll(m.replica.Runtime); err != nil {
+		t.Fatal(err)
+	}
+	slapdDies()
+	ended()
+	s.ready(m)
+
+	slapdDies()
+	ended()
+	m.cancel()
+	select {
+	case err := <-m.done:
+		m.done <- err // for whoever asks next
+	case <-time.After(20 * time.Second):
+		m.replica = nil // kill would wait as well
+		t.Fatal("the replica does not end")
 	}
 }
 
