@@ -312,7 +312,7 @@ func TestCircuit(t *testing.T) {
 		said, _ := eventOf("CircuitDown", since)
 		t.Log(said)
 		await(t, time.Minute, "reconcile status to say why", func() (string, bool) {
-			status, _ := exit(master(t), "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
+			status, _ := reconcile(t, "status")
 			return status, strings.Contains(status, "CircuitDown")
 		})
 	}
@@ -363,7 +363,7 @@ func TestGrowShrink(t *testing.T) {
 		out, err := kubectl("get", "sites", "-o", "jsonpath={.items[0].spec.masters} {.items[0].status.commit} {.items[0].status.conditions} {.items[0].status.errors}")
 		return out, err == nil && strings.HasPrefix(out, "3 ") && strings.Contains(out, "4 is none of 1, 3, 5, 7")
 	})
-	status, _ := exit(master(t), "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
+	status, _ := reconcile(t, "status")
 	if !strings.Contains(status, "4 is none of 1, 3, 5, 7") {
 		t.Errorf("reconcile status does not say what is wrong with commit %s:\n%s", commit, status)
 	}

@@ -140,6 +140,9 @@ func TestDesktops(t *testing.T) {
 	}
 }
 
+// desktopVolumes are those of examples/desktops, and how many bricks each has.
+var desktopVolumes = map[string]int{"homes": 3, "exchange": 3, "staff": 3}
+
 // openDesktops makes the site of examples/desktops, until end. Desktops run on two
 // machines only: to unpack the image takes each half a minute. They are workers, for
 // one of them is to die, and no crown is wanted then.
@@ -193,7 +196,7 @@ func openDesktops(t *testing.T) (d door, machines []string, end func()) {
 		clean()
 		gone("people/")
 	}
-	awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
+	awaitVolumes(t, 3*time.Minute, desktopVolumes)
 	awaitReached(t, enrolled, commit) // and everybody can sign in
 	return openDoor(t), machines, end
 }
@@ -250,21 +253,23 @@ func TestDesktopFaults(t *testing.T) {
 	})
 	t.Run("no directory", func(t *testing.T) {
 		b.do("sign out", chromedp.Navigate(b.at+"/desk"), chromedp.Click(`form[action="/logout"] button`), chromedp.WaitVisible("#user"))
-		reconcile := func(args ...string) {
-			on(t, master(t), append(append([]string{"reconcile"}, args...), "--kubeconfig", "/etc/kubernetes/admin.conf")...)
+		out, err := reconcile(t, "suspend", "--reason", "a test without a directory") // else it is back in a second
+		must(t, out, err)
+		resume := func() {
+			out, err := reconcile(t, "resume")
+			must(t, out, err)
 		}
-		reconcile("suspend", "--reason", "a test without a directory") // else it is back in a second
-		defer reconcile("resume")
-		out, err := kubectl("delete", "daemonset", "-n", directorySpace, "directory", "--cascade=foreground", "--timeout=90s")
+		defer resume()
+		out, err = kubectl("delete", "daemonset", "-n", directorySpace, "directory", "--cascade=foreground", "--timeout=90s")
 		must(t, out, err)
 		b.submit("ben", secret)
 		b.says(time.Minute, "directory of users does not answer")
-		reconcile("resume")
+		resume()
 		await(t, 4*time.Minute, "ben to be let in again", func() (string, bool) {
 			if eval[bool](b, "document.querySelector('#user') !== null") {
 				b.submit("ben", secret)
 			}
-			return b.text(), b.colours() > 50
+			return b.text(), b.hasDesktop()
 		})
 	})
 	t.Run("cut off", func(t *testing.T) {
@@ -333,7 +338,7 @@ func TestDesktopSpeed(t *testing.T) {
 	b.painted(started)
 	for _, masters := range []int{3, 1} {
 		settle(t, masters)
-		awaitVolumes(t, 3*time.Minute, map[string]int{"homes": 3, "exchange": 3, "staff": 3})
+		awaitVolumes(t, 3*time.Minute, desktopVolumes)
 		t.Logf("with %d masters:", masters)
 		measureDesktop(t, b, func() { stopDesk(t, d, machine, "ada") })
 	}
@@ -351,7 +356,7 @@ func measureDesktop(t *testing.T, b *browser, stop func()) {
 		b.fill("ada", secret)
 		began = time.Now()
 		b.do("sign in", chromedp.SendKeys("#password", "\r"))
-		for b.colours() <= 50 {
+		for !b.hasDesktop() {
 			if time.Since(began) > 2*time.Minute {
 				t.Fatalf("no desktop: %s", b.text())
 			}

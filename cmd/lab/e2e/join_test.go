@@ -159,7 +159,7 @@ func testUnlisted(t *testing.T) {
 		return out, err == nil && strings.Contains(out, "kingmaker.dev/unlisted")
 	})
 	await(t, time.Minute, "the plan to show it", func() (string, bool) {
-		out, _ := exit(master(t), "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
+		out, _ := reconcile(t, "status")
 		return out, strings.Contains(out, machine)
 	})
 	push(t, "listed now", map[string]string{"machines/" + machine + ".yaml": fmt.Sprintf(

@@ -200,6 +200,12 @@ func exit(machine, stdin string, args ...string) (string, error) {
 	return commandIn("", stdin, site.binary, append([]string{"exec", "--name", name, machine, "--"}, args...)...)
 }
 
+// reconcile runs a command of reconcile as an administrator would, on a master.
+func reconcile(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	return exit(master(t), "", append(append([]string{"reconcile"}, args...), "--kubeconfig", "/etc/kubernetes/admin.conf")...)
+}
+
 // do is a verb of the lab that acts on a machine.
 func do(t *testing.T, verb string, machine string) {
 	t.Helper()

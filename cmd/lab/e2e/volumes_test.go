@@ -180,7 +180,7 @@ func testDeleted(t *testing.T, machines []string, file, hello string) {
 	had := holders(t, "shared")
 	commitVolumes(t, "no shared volume", "", nil, volumeOf("homes", 3))
 	await(t, 2*time.Minute, "the deletion to be withheld", func() (string, bool) {
-		status, _ := exit(master(t), "", "reconcile", "status", "--kubeconfig", "/etc/kubernetes/admin.conf")
+		status, _ := reconcile(t, "status")
 		return status, strings.Contains(status, "add volumes/Volume/shared to spec.confirm")
 	})
 	if v, err := getVolume("shared"); err != nil || !v.started(3) {
