@@ -134,7 +134,7 @@ session  required pam_systemd.so
 		"BlockAboutAddons": true, "BlockAboutConfig": true, "BlockAboutProfiles": true, "BlockAboutSupport": true,
 		"DisableDeveloperTools": true, "DisableFirefoxAccounts": true, "DisableFirefoxStudies": true, "DisableTelemetry": true, "DisableFormHistory": true,
 		"DisableProfileImport": true, "DontCheckDefaultBrowser": true, "NoDefaultBookmarks": true, "OfferToSaveLogins": false, "PasswordManagerEnabled": false,
-		"OverrideFirstRunPage": "", "OverridePostUpdatePage": "", "SanitizeOnShutdown": true, "PrintingEnabled": false, "DisableSetDesktopBackground": true,
+		"OverrideFirstRunPage": "", "OverridePostUpdatePage": "", "SanitizeOnShutdown": true, "SkipTermsOfUse": true, "PrintingEnabled": false, "DisableSetDesktopBackground": true,
 		"Proxy": map[string]any{"Mode": "none", "Locked": true},
 		// Its patterns have no port, and are of all ports; one with a port is of none.
 		"WebsiteFilter": map[string]any{"Block": []string{"<all_urls>"}, "Exceptions": []string{"https://" + site + "/*"}},
