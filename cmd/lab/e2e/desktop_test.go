@@ -99,6 +99,11 @@ func TestDesktops(t *testing.T) {
 	if must(t, out, err); strings.Contains(out, "FcDirCacheWriteDir") || !strings.Contains(out, "DejaVu") {
 		t.Errorf("the image has no cache of its fonts: %s", out)
 	}
+	// What programs write anew at each start, over the network; see the image's settings.
+	out, err = inside("ada", "find", "/home/ada/.config", "-name", "accels.scm", "-path", "*/desktop/*", "-o", "-name", "keyfile")
+	if must(t, out, err); strings.TrimSpace(out) != "" {
+		t.Errorf("a start has written %s", out)
+	}
 
 	const note, greeting = "the quick brown fox", "hello to all in the house"
 	edit(ada, "ada", "note.txt", "/home/ada/note.txt", note)

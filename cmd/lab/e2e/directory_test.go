@@ -83,7 +83,10 @@ func TestDirectory(t *testing.T) {
 		long(t)
 		testWriterAway(t, d)
 	})
-	t.Run("backup", func(t *testing.T) { testBackup(t, d, login, first, second) })
+	t.Run("backup", func(t *testing.T) {
+		long(t)
+		testBackup(t, d, login, first, second)
+	})
 }
 
 // directory is the site's, seen from one machine.

@@ -47,20 +47,20 @@ func TestLab(t *testing.T) {
 	inOrder(t, []part{
 		{"the site is up", testSite},
 		{"a push arrives", testPush},
-		{"network", testNetwork},
 		{"a machine's rights", testOwnMachine},
 		{"reboot", testReboot},
-		{"cable out", testCut},
 	})
 }
 
-// TestLabLong is more of it. (In CI power cuts are those of TestCrown.)
+// TestLabLong is more of it. (In CI power cuts are those of TestCrown, and the network
+// and volumes are those that TestDesktops needs.)
 func TestLabLong(t *testing.T) {
 	long(t)
 	calm(t)
 	inOrder(t, []part{
 		{"network", testNetwork},
 		{"network of VXLAN", testVXLAN},
+		{"cable out", testCut},
 		{"power cut", testPower},
 		{"unlisted machine", testUnlisted},
 		{"boot without a master", testAPIAway},

@@ -43,6 +43,7 @@ spec:
 // TestVolumes: volumes that a commit declares are there on every machine, stay as
 // declared whatever is done to them by hand, and go only with consent.
 func TestVolumes(t *testing.T) {
+	long(t)
 	defer volumeTest(t)()
 	machines := allMachines(t)
 	worker := workers(t, 1)[0]

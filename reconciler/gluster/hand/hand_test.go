@@ -75,7 +75,7 @@ TimeoutSec=30
 		t.Errorf("got\n%s", got)
 	}
 	v.Spec.Access = gluster.Homes
-	if got := unitText(wishes([]volume{v}, "pc-02")[0]); !strings.Contains(got, "attribute-timeout=5,entry-timeout=5,negative-timeout=5,fuse-mountopts=default_permissions\n") {
+	if got := unitText(wishes([]volume{v}, "pc-02")[0]); !strings.Contains(got, "attribute-timeout=5,entry-timeout=5,negative-timeout=5\n") {
 		t.Errorf("homes: got\n%s", got)
 	}
 	if got := wishes([]volume{v}, "pc-09")[0].Servers; !slices.Equal(got, []string{"10.0.0.1", "10.0.0.2", "10.0.0.3"}) {

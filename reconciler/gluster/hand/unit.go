@@ -65,12 +65,10 @@ func volumeOf(unit string) (volume string, ok bool) {
 // unitText is the unit. One second is how long a machine may not know that another one
 // changed a file. Of homes it is more: a desktop begins with a thousand looks for files,
 // most of which are not there, and nobody comes back to a machine so soon from another.
-// With default_permissions the kernel answers who may open what from what it remembers;
-// the bricks decide it again.
 func unitText(w wish) string {
 	remember := "attribute-timeout=1,entry-timeout=1"
 	if w.Homes {
-		remember = "attribute-timeout=5,entry-timeout=5,negative-timeout=5,fuse-mountopts=default_permissions"
+		remember = "attribute-timeout=5,entry-timeout=5,negative-timeout=5"
 	}
 	options := "log-level=WARNING," + remember
 	if len(w.Servers) > 1 {
