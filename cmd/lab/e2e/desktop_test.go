@@ -94,7 +94,7 @@ func TestDesktops(t *testing.T) {
 	ada.painted(started)
 	t.Logf("ada sees her desktop %.1f s after she signed in", time.Since(began).Seconds())
 	first := awaitDesk(t, time.Minute, "ada", session.Ready)
-	// Fontconfig says when it makes a cache; half of what a start takes is then that.
+	// Fontconfig says when it makes a cache, which without the image's each program does.
 	out, err := inside("ada", "env", "XDG_CACHE_HOME=/tmp/fonts", "FC_DEBUG=16", "fc-match", "sans")
 	if must(t, out, err); strings.Contains(out, "FcDirCacheWriteDir") || !strings.Contains(out, "DejaVu") {
 		t.Errorf("the image has no cache of its fonts: %s", out)
