@@ -50,7 +50,8 @@ type Desktop struct {
 	mu      sync.Mutex
 	stage   Stage
 	reason  string
-	display string // such as :1; "" while there is none
+	display string        // such as :1; "" while there is none
+	staged  chan struct{} // closed when the stage is another one
 }
 
 // Stage says how far a desktop is.
@@ -80,7 +81,7 @@ func New(o Options) (*Desktop, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("the home %s is not a folder", o.Home)
 	}
-	d := &Desktop{Options: o, begin: time.Now(), stage: Starting}
+	d := &Desktop{Options: o, begin: time.Now(), stage: Starting, staged: make(chan struct{})}
 	_, _ = rand.Read(d.cookie[:]) // never fails
 	return d, nil
 }
@@ -390,6 +391,10 @@ func (d *Desktop) watchHome(ctx context.Context) {
 func (d *Desktop) set(stage Stage, display string, reason error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.stage != stage {
+		close(d.staged)
+		d.staged = make(chan struct{})
+	}
 	d.stage, d.display, d.reason = stage, display, ""
 	if reason != nil && !errors.Is(reason, context.Canceled) {
 		d.reason = reason.Error()
@@ -413,6 +418,22 @@ func (d *Desktop) Status() Status {
 	defer d.mu.Unlock()
 	idle := time.Since(d.begin) - time.Duration(d.input.Load())
 	return Status{d.stage == Painted, d.stage, d.reason, int(idle.Seconds()), int(d.clients.Load()), clock().Milliseconds(), d.lease.frozen.Load()}
+}
+
+// past waits until the desktop is not at a stage any more, for a second at most.
+func (d *Desktop) past(ctx context.Context, stage Stage) {
+	d.mu.Lock()
+	is, staged := d.stage == stage, d.staged
+	d.mu.Unlock()
+	if !is {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	select {
+	case <-staged:
+	case <-ctx.Done():
+	}
 }
 
 // touched is told of input.

@@ -92,7 +92,8 @@ func (d *Desktop) token() (sum [sha256.Size]byte, err error) {
 func (d *Desktop) handler() http.Handler {
 	inner := http.NewServeMux()
 	inner.HandleFunc("GET /vnc", d.vnc)
-	inner.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	inner.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		d.past(r.Context(), Stage(r.URL.Query().Get("after"))) // who waits for the next stage hears of it at once
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(d.Status())
 	})

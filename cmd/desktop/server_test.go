@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
@@ -100,6 +101,29 @@ func xvnc(t testing.TB, d *Desktop, talk func(net.Conn)) {
 }
 
 func echo(nc net.Conn) { _, _ = io.Copy(nc, nc) }
+
+// Who waits for the next stage hears of it when it comes, and else after a second.
+func TestNextStage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _ := fake(t)
+		begin := time.Now()
+		took := func(want time.Duration) {
+			t.Helper()
+			if got := time.Since(begin); got != want {
+				t.Errorf("after %s, want %s", got, want)
+			}
+		}
+		d.past(t.Context(), "")
+		d.past(t.Context(), Painted)
+		took(0)
+		d.past(t.Context(), Starting)
+		took(time.Second)
+		time.AfterFunc(300*time.Millisecond, func() { d.set(Starting, "", errors.New("not yet")) })
+		time.AfterFunc(500*time.Millisecond, func() { d.set(Screen, ":1", nil) })
+		d.past(t.Context(), Starting)
+		took(1500 * time.Millisecond)
+	})
+}
 
 func TestRequests(t *testing.T) {
 	d, said := fake(t)

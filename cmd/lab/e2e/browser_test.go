@@ -197,12 +197,12 @@ func (b *browser) says(within time.Duration, text string) {
 	})
 }
 
-// hasDesktop says whether XFCE is to be seen: the screen's lower end, where its panel is,
-// has hundreds of colours, and a black screen one.
+// hasDesktop says whether XFCE is to be seen: nothing is above the screen any more, and
+// its lower end, where the panel is, has hundreds of colours, and a black screen one.
 func (b *browser) hasDesktop() bool {
 	return eval[bool](b, `(() => {
 		const c = document.querySelector('#screen canvas');
-		if (!c || c.height < 50) return false;
+		if (!c || c.height < 50 || document.querySelector('#progress')) return false;
 		const d = c.getContext('2d').getImageData(0, c.height - 40, c.width, 40).data, seen = new Set();
 		for (let i = 0; i < d.length; i += 4) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]);
 		return seen.size > 50;

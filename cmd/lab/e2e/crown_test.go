@@ -18,11 +18,12 @@ import (
 	"github.com/kingmaker-io/kingmaker/cmd/lab/room"
 )
 
-// What the site promises when a master dies, in this lab.
+// What the site promises when a master dies, in this lab with nothing else beside
+// it: TestTenKills measures it. The others wait as long as a full machine may need.
 const (
 	healed  = 150 * time.Second // from the kill to as many masters as declared
 	gapMost = 5 * time.Second   // during which no machine gets an answer of the API
-	growing = 10 * time.Minute  // for two masters more
+	growing = 10 * time.Minute  // the longest wait for as many masters as declared
 )
 
 // quick is the soonest that a dead master may be replaced.
@@ -48,7 +49,14 @@ func TestTenKills(t *testing.T) {
 	defer func() { t.Log(table(kills)) }()
 	for range 10 {
 		victim := leastKilled(t)
-		kills = append(kills, killAndHeal(t, victim))
+		k := killAndHeal(t, victim)
+		kills = append(kills, k)
+		if k.took > healed {
+			t.Errorf("healed after %s, want %s", round(k.took), healed)
+		}
+		if k.gap > gapMost {
+			t.Errorf("%s: for %s there was no answer of the API, want %s", k.gapAt, round(k.gap), gapMost)
+		}
 		comeBack(t, victim)
 		calm(t)
 	}
@@ -140,7 +148,7 @@ func TestCut(t *testing.T) {
 	tally(victim)
 	do(t, "cut", victim)
 	began := time.Now()
-	t.Logf("replaced %.0f s after the cut", awaitReplaced(t, healed, victim, began).Seconds())
+	t.Logf("replaced %.0f s after the cut", awaitReplaced(t, victim, began).Seconds())
 	t.Log(awaitCrown(t, 2*time.Minute, "the crown to end", func(c *crown) bool {
 		return c.Spec.Number > last && c.Spec.Victim == victim && c.Status.Outcome == "done"
 	}))
@@ -239,7 +247,7 @@ func TestKillDaemon(t *testing.T) {
 			if o := ended.Status.Outcome; o != "done" && o != "failed" {
 				t.Errorf("it ended as %s", o)
 			}
-			awaitReplaced(t, 10*time.Minute, victim, time.Now())
+			awaitReplaced(t, victim, time.Now())
 			comeBack(t, victim)
 			calm(t)
 		})
@@ -404,7 +412,7 @@ func killAndHeal(t *testing.T, victim string) *kill {
 	writes := startWriter(t)
 	time.Sleep(3 * time.Second) // so that both have begun
 	began := cutPower(t, victim)
-	k := &kill{victim: victim, took: awaitReplaced(t, healed, victim, began)}
+	k := &kill{victim: victim, took: awaitReplaced(t, victim, began)}
 	// It is closed when a snapshot is written, too.
 	c := awaitCrown(t, 2*time.Minute, "the crown to end", func(c *crown) bool {
 		return c.Spec.Number > last && c.Spec.Victim == victim && c.Status.Outcome == "done"
@@ -413,9 +421,6 @@ func killAndHeal(t *testing.T, victim string) *kill {
 	k.writes, k.writeGap = writes.finish(t)
 	k.gap, k.gapAt = probes.finish(t, victim, k.heir)
 	k.split(t, began, last)
-	if k.gap > gapMost {
-		t.Errorf("%s: for %s there was no answer of the API, want %s", k.gapAt, round(k.gap), gapMost)
-	}
 	return k
 }
 
@@ -616,9 +621,9 @@ func awaitMasters(t *testing.T, within time.Duration) time.Duration {
 }
 
 // awaitReplaced waits for the same without the dead one.
-func awaitReplaced(t *testing.T, within time.Duration, dead string, since time.Time) time.Duration {
+func awaitReplaced(t *testing.T, dead string, since time.Time) time.Duration {
 	t.Helper()
-	await(t, within-time.Since(since), dead+" to be replaced", func() (string, bool) { return mastersWork(dead) })
+	await(t, growing, dead+" to be replaced", func() (string, bool) { return mastersWork(dead) })
 	return time.Since(since)
 }
 

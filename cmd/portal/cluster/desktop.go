@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"syscall"
 	"time"
@@ -33,13 +34,14 @@ type Desktop struct {
 // ErrAway says that the user has no desktop that runs.
 var ErrAway = errors.New("no desktop runs")
 
-// Reach is the way to the desktop of a user, as his Session has it.
+// Reach is the way to the desktop of a user, as his Session has it: there is something
+// to see before it is Ready.
 func (c *Cluster) Reach(ctx context.Context, user string) (*Desktop, error) {
 	d, ok, err := c.Look(ctx, user)
 	if err != nil {
 		return nil, err
 	}
-	if !ok || !d.Spec.Wanted || d.Status.Phase != session.Ready || d.Status.Generation != d.Spec.Generation {
+	if !ok || !d.Spec.Wanted || !d.Status.Shows(d.Spec.Generation) {
 		return nil, ErrAway
 	}
 	return c.ReachPod(ctx, session.PodName(d.Name, d.Spec.Generation), d.Status.PodIP)
@@ -114,13 +116,17 @@ type State struct {
 	Clock       int64  `json:"clock"` // ms, by which its lease counts
 }
 
-// State asks the desktop.
-func (d *Desktop) State(ctx context.Context) (s State, err error) {
-	body, err := d.ask(ctx, http.MethodGet, "/status", nil)
-	if err != nil {
-		return s, err
+// State asks the desktop. It answers as soon as it is at another stage than the one
+// given, or after a second; at once where that is "".
+func (d *Desktop) State(ctx context.Context, after string) (s State, err error) {
+	body, err := d.ask(ctx, http.MethodGet, "/status?after="+url.QueryEscape(after), nil)
+	if err == nil {
+		err = json.Unmarshal(body, &s)
 	}
-	return s, json.Unmarshal(body, &s)
+	if err != nil {
+		return State{}, err
+	}
+	return s, nil
 }
 
 // Renew lets the desktop run its user's programs until then, by its own clock.

@@ -93,37 +93,37 @@ func later(a, b time.Time) time.Time {
 
 func (a *attendants) attend(ctx context.Context, one *charge) {
 	way := reach{cluster: a.keeper.Cluster}
+	stage := ""
+	var read time.Time // when events were
 	for {
 		pod := one.look()
-		uid, wait := string(pod.UID), askStarting
-		if pod.Status.PodIP != "" {
-			desktop, err := way.to(ctx, pod)
-			if err == nil {
-				s, e := desktop.State(ctx)
-				if err = e; err == nil {
-					a.note(uid, func(n *note) {
-						n.stage, n.heard, n.idle = s.Stage, a.keeper.now(), time.Duration(s.IdleSeconds)*time.Second
-					})
-				}
-			}
-			if err != nil {
-				a.note(uid, func(n *note) { n.stage = "" })
-			}
+		uid, wait, ready := string(pod.UID), askStarting, podOf(pod).Ready
+		if ready {
+			stage = "" // it does not wait for the next one
 		}
-		if ready := podOf(pod).Ready; ready {
+		if pod.Status.PodIP != "" {
+			s, err := way.state(ctx, pod, stage)
+			a.note(uid, func(n *note) {
+				if n.stage = s.Stage; err == nil {
+					n.heard, n.idle = a.keeper.now(), time.Duration(s.IdleSeconds)*time.Second
+				}
+			})
+			stage = s.Stage
+		}
+		if now := a.keeper.now(); ready {
 			wait = askReady
 			a.note(uid, func(n *note) {
 				if n.reason, n.trouble = "", ""; n.warned {
 					wait = askWarned
 				}
 			})
-		} else if pod.Spec.NodeName != "" && a.keeper.now().Sub(pod.CreationTimestamp.Time) > 3*time.Second {
+		} else if pod.Spec.NodeName != "" && now.Sub(pod.CreationTimestamp.Time) > 3*time.Second && now.Sub(read) >= time.Second {
+			read = now // Kubernetes has no more to say in a tenth of one
 			list, err := a.keeper.Cluster.Client.CoreV1().Events(session.Namespace).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.uid=" + uid, Limit: 50})
 			if err == nil {
 				reason, message := trouble(pod, list.Items)
 				a.note(uid, func(n *note) { n.reason, n.trouble = reason, message })
 			}
-			wait = time.Second // Kubernetes has no more to say in a tenth of one
 		}
 		if !one.wait(ctx, wait) {
 			return

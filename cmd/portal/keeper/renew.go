@@ -67,15 +67,17 @@ func (r *Renewer) renew(ctx context.Context, one *charge) {
 		pod := one.look()
 		if pod.Status.PodIP != "" {
 			err := r.once(ctx, pod, &way)
-			if wait = renewEvery; err != nil {
+			switch begun := podOf(pod).Begun; {
+			case err == nil:
+				wait, told = renewEvery, ""
+			case !begun: // nobody is there yet, and nothing is wrong
+				wait = renewFirst
+			default:
 				wait = renewFirst * 5
-				// Before its container has begun nobody is there, and nothing is wrong.
-				if text := err.Error(); podOf(pod).Begun && text != told && ctx.Err() == nil {
+				if text := err.Error(); text != told && ctx.Err() == nil {
 					r.Log.Warn("the lease of a desktop could not be renewed", "pod", pod.Name, "error", err)
 					told = text
 				}
-			} else {
-				told = ""
 			}
 		}
 		if !one.wait(ctx, wait) {
@@ -92,7 +94,7 @@ func (r *Renewer) once(ctx context.Context, pod *corev1.Pod, way *reach) error {
 	if err != nil {
 		return err
 	}
-	state, err := desktop.State(ctx)
+	state, err := desktop.State(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -123,6 +125,15 @@ func (r *reach) to(ctx context.Context, pod *corev1.Pod) (_ *cluster.Desktop, er
 		r.ip = ip
 	}
 	return r.way, nil
+}
+
+// state asks the desktop; the zero State where it does not answer.
+func (r *reach) state(ctx context.Context, pod *corev1.Pod, after string) (s cluster.State, err error) {
+	desktop, err := r.to(ctx, pod)
+	if err != nil {
+		return s, err
+	}
+	return desktop.State(ctx, after)
 }
 
 // desktopPods watches the Pods of desktops.

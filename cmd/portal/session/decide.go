@@ -181,7 +181,7 @@ func decide(o Observed, now time.Time) Decision {
 			d.Status.Stage = Begun
 		}
 		if current.Stage == Screen || current.Stage == Painted {
-			d.Status.Stage = current.Stage
+			d.Status.Stage, d.Status.PodIP = current.Stage, current.IP
 		}
 	}
 	d.silent(*current)

@@ -80,7 +80,7 @@ type Status struct {
 	Pod string `json:"pod,omitempty"`
 	// Node that it is on.
 	Node string `json:"node,omitempty"`
-	// PodIP is its address; absent unless it is ready.
+	// PodIP is its address; absent while there is no screen.
 	PodIP string `json:"podIP,omitempty"`
 	// Reason is a code, where something is not as it should be.
 	Reason string `json:"reason,omitempty"`
@@ -97,6 +97,9 @@ type Status struct {
 	// FailedAt is when the last did.
 	FailedAt time.Time `json:"failedAt,omitzero"`
 }
+
+// Shows reports whether there is a screen to look at, of the generation that is wanted.
+func (s Status) Shows(wanted int64) bool { return s.Generation == wanted && s.PodIP != "" }
 
 // Codes of what keeps a desktop from running.
 const (

@@ -25,18 +25,18 @@ func (p *Portal) desk(w http.ResponseWriter, r *http.Request, v visitor) {
 		p.trouble(w, r, err)
 		return
 	}
-	switch {
-	case ok && d.Spec.Wanted && runs(d):
-		p.show(w, r, http.StatusOK, "desk", page{Title: "nav.desk", Class: "desk", Script: "desk.js", visitor: v, Admin: p.maybeAdmin(r, v)})
+	switch s := p.shownOf(d); {
+	case ok && d.Spec.Wanted && s.Screen:
+		shown := page{Title: "nav.desk", Class: "desk", Scripts: []string{"desk.js"}, visitor: v, Admin: p.maybeAdmin(r, v)}
+		if !s.Ready {
+			shown.Progress, shown.Scripts = &s, append(shown.Scripts, "progress.js")
+		}
+		p.show(w, r, http.StatusOK, "desk", shown)
 	case ok && d.Spec.Wanted:
-		p.show(w, r, http.StatusOK, "progress", page{Title: "progress.title", Script: "progress.js", Refresh: true, visitor: v, Progress: p.shownOf(d)})
+		p.show(w, r, http.StatusOK, "progress", page{Title: "progress.title", Scripts: []string{"progress.js"}, Refresh: true, visitor: v, Progress: &s})
 	default:
 		p.choose(w, r, v, d)
 	}
-}
-
-func runs(d cluster.Desk) bool {
-	return d.Status.Phase == session.Ready && d.Status.Generation == d.Spec.Generation
 }
 
 func (p *Portal) choose(w http.ResponseWriter, r *http.Request, v visitor, d cluster.Desk) {
@@ -116,7 +116,7 @@ func (p *Portal) state(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		w.WriteHeader(http.StatusServiceUnavailable)
-	case !ok || !d.Spec.Wanted || !runs(d):
+	case !ok || !d.Spec.Wanted || !d.Status.Shows(d.Spec.Generation):
 		w.WriteHeader(http.StatusNotFound)
 	default:
 		w.Header().Set("Content-Type", "application/json")
@@ -130,6 +130,7 @@ type shown struct {
 	Step   int    `json:"step"`
 	Reason string `json:"reason"`
 	Detail string `json:"detail"`
+	Screen bool   `json:"screen"` // there is one to look at
 	Ready  bool   `json:"ready"`
 	Failed bool   `json:"failed"`
 	Gone   bool   `json:"gone"` // not wanted any more
@@ -149,7 +150,7 @@ func (p *Portal) shownOf(d cluster.Desk) shown {
 	if d.Status.Phase == session.Fenced || d.Status.Phase == session.Stopping {
 		s.Text = "progress.fenced"
 	}
-	s.Ready = runs(d)
+	s.Screen, s.Ready = d.Status.Shows(d.Spec.Generation), d.Status.Phase == session.Ready
 	// The one before takes some seconds to end, and nothing is wrong.
 	ordinary := d.Status.Reason == session.FormerAlive && p.now().Sub(d.Status.Since) < 25*time.Second
 	if d.Status.Reason != "" && !s.Ready && !ordinary {

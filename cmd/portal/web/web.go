@@ -30,6 +30,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -360,7 +361,15 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 			p.Log.Warn("a former visit could not be ended", "error", err)
 		}
 	}
+	// A desktop that is there by default begins now: every tenth of a second counts.
+	var begun sync.WaitGroup
+	begun.Go(func() {
+		if err := p.begin(ctx, person); err != nil {
+			p.Log.Warn("a desktop could not be asked for", "error", err)
+		}
+	})
 	cookie, err := p.Visits.Begin(ctx, person.Name, person.MustChange)
+	begun.Wait()
 	if err != nil {
 		p.trouble(w, r, err)
 		return
@@ -371,15 +380,14 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 		see(w, r, "/password")
 		return
 	}
-	// A desktop that is there by default begins now: every tenth of a second counts.
-	if err := p.begin(ctx, person); err != nil {
-		p.Log.Warn("a desktop could not be asked for", "error", err)
-	}
 	see(w, r, "/desk")
 }
 
 // begin starts the desktop that somebody gets without choosing, unless one is wanted.
 func (p *Portal) begin(ctx context.Context, person signin.Person) error {
+	if person.MustChange { // the password first
+		return nil
+	}
 	d, ok, err := p.Desks.Look(ctx, person.Name)
 	if err != nil || ok && d.Spec.Wanted {
 		return err

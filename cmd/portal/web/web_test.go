@@ -222,7 +222,7 @@ func newSite(t *testing.T) *site {
 	s.portal = &Portal{Directory: s.people, Visits: s.visits, Desks: s.desks, Site: s.desks, Limits: &signin.Limits{Now: clock}, Now: clock,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)), pulse: 400 * time.Millisecond,
 		Screens: func(ctx context.Context, user string) (*websocket.Conn, error) {
-			if d, ok, _ := s.desks.Look(ctx, user); !ok || !runs(d) {
+			if d, ok, _ := s.desks.Look(ctx, user); !ok || !d.Status.Shows(d.Spec.Generation) {
 				return nil, cluster.ErrAway
 			}
 			c, _, err := websocket.Dial(ctx, desktop.URL+"?user="+user, &websocket.DialOptions{Subprotocols: []string{"binary"}})
@@ -323,7 +323,7 @@ func (b *browser) socket(origin string) (*websocket.Conn, int) {
 func (s *site) ready(user string) {
 	s.desks.set(user, func(d *cluster.Desk) {
 		d.Spec.Wanted, d.Spec.Generation = true, max(1, d.Spec.Generation)
-		d.Status = session.Status{Phase: session.Ready, Generation: d.Spec.Generation, Stage: session.Painted}
+		d.Status = session.Status{Phase: session.Ready, Generation: d.Spec.Generation, Stage: session.Painted, PodIP: "10.244.1.2"}
 	})
 }
 
@@ -552,11 +552,22 @@ func TestProgress(t *testing.T) {
 	}
 	s.now.Store(100)
 	see(`"failed":true`) // by time alone
+	// There is a screen before there is a desktop on it: it is connected meanwhile.
+	s.desks.set("anna", func(d *cluster.Desk) {
+		d.Status.Stage, d.Status.Reason, d.Status.Message, d.Status.PodIP = session.Screen, "", "", "10.244.1.2"
+	})
+	see(`"screen":true,"ready":false`)
+	answer, text = b.get("/desk")
+	if expect(t, "screen", answer, 200, ""); !strings.Contains(text, "/desk.js") || !strings.Contains(text, "/progress.js") || !strings.Contains(text, "is being painted") {
+		t.Error(text)
+	}
+	answer, _ = b.get("/desk/state")
+	expect(t, "state of one with a screen", answer, 200, "")
 	s.ready("anna")
 	see(`"ready":true`)
 	<-done // it ends by itself
 	answer, text = b.get("/desk")
-	if expect(t, "ready", answer, 200, ""); !strings.Contains(text, "desk.js") {
+	if expect(t, "ready", answer, 200, ""); !strings.Contains(text, "/desk.js") || strings.Contains(text, "/progress.js") || strings.Contains(text, "<progress") {
 		t.Error(text)
 	}
 	answer, _ = b.post("/desk/stop")
