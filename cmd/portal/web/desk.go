@@ -18,25 +18,20 @@ import (
 // patience is how long a desktop may take to start before the page says that it does not.
 const patience = 90 * time.Second
 
-// desk is the one place of a user: his desktop, its progress, or the choice of one.
+// desk is the one place of a user: his desktop, with how far it is while it starts, or
+// the choice of one.
 func (p *Portal) desk(w http.ResponseWriter, r *http.Request, v visitor) {
 	d, ok, err := p.Desks.Look(r.Context(), v.User)
 	if err != nil {
 		p.trouble(w, r, err)
 		return
 	}
-	switch s := p.shownOf(d); {
-	case ok && d.Spec.Wanted && s.Screen:
-		shown := page{Title: "nav.desk", Class: "desk", Scripts: []string{"desk.js"}, visitor: v, Admin: p.maybeAdmin(r, v)}
-		if !s.Ready {
-			shown.Progress, shown.Scripts = &s, append(shown.Scripts, "progress.js")
-		}
-		p.show(w, r, http.StatusOK, "desk", shown)
-	case ok && d.Spec.Wanted:
-		p.show(w, r, http.StatusOK, "progress", page{Title: "progress.title", Scripts: []string{"progress.js"}, Refresh: true, visitor: v, Progress: &s})
-	default:
+	if !ok || !d.Spec.Wanted {
 		p.choose(w, r, v, d)
+		return
 	}
+	s := p.shownOf(d)
+	p.show(w, r, http.StatusOK, "desk", page{Title: "nav.desk", Class: "desk", Script: "desk.js", Refresh: !s.Ready, visitor: v, Admin: p.maybeAdmin(r, v), Progress: s})
 }
 
 func (p *Portal) choose(w http.ResponseWriter, r *http.Request, v visitor, d cluster.Desk) {
@@ -150,7 +145,8 @@ func (p *Portal) shownOf(d cluster.Desk) shown {
 	if d.Status.Phase == session.Fenced || d.Status.Phase == session.Stopping {
 		s.Text = "progress.fenced"
 	}
-	s.Screen, s.Ready = d.Status.Shows(d.Spec.Generation), d.Status.Phase == session.Ready
+	s.Screen = d.Status.Shows(d.Spec.Generation)
+	s.Ready = s.Screen && d.Status.Phase == session.Ready
 	// The one before takes some seconds to end, and nothing is wrong.
 	ordinary := d.Status.Reason == session.FormerAlive && p.now().Sub(d.Status.Since) < 25*time.Second
 	if d.Status.Reason != "" && !s.Ready && !ordinary {

@@ -42,14 +42,14 @@ type page struct {
 	Problem string // key; "" is none
 	Note    string // key
 	Lang    string
-	Class   string   // of body
-	Scripts []string // modules that belong to it
-	Refresh bool     // without scripts: load it anew
+	Class   string // of body
+	Script  string // module that belongs to it
+	Refresh bool   // without scripts: load it anew
 	User    string
 	Admin   bool
 
 	Choice   []session.Template
-	Progress *shown // nil: it needs no time any more
+	Progress shown
 	Overview overview
 
 	visitor visitor

@@ -22,9 +22,9 @@ import (
 
 // full is a page with everything in it.
 func full(w *words, lang string) page {
-	return page{Title: "login.title", Problem: "login.refused", Note: "login.over", Lang: lang, Class: "desk", Scripts: []string{"desk.js", "progress.js"}, Refresh: true, User: "anna", Admin: true,
+	return page{Title: "login.title", Problem: "login.refused", Note: "login.over", Lang: lang, Class: "desk", Script: "desk.js", Refresh: true, User: "anna", Admin: true,
 		Choice:   []session.Template{{Name: "xfce", Title: `Class "room" <i>`}},
-		Progress: &shown{Text: "progress.placed", Step: 2, Reason: "reason.NoRoom", Detail: "0/5 nodes <are> available", Failed: true},
+		Progress: shown{Text: "progress.placed", Step: 2, Reason: "reason.NoRoom", Detail: "0/5 nodes <are> available", Failed: true},
 		Overview: overview{Site: cluster.Site{Name: "school", Wanted: "c0ffee", Message: "a & b"}, Machines: []cluster.Machine{{Name: "pc-01"}}, Volumes: []cluster.Volume{{Name: "homes"}},
 			Desks: []cluster.Desk{{Spec: session.Spec{User: "anna"}, Status: session.Status{Phase: session.Fenced, Node: "pc-02", Message: "it waits"}}}},
 		words: w, now: time.Now()}
@@ -175,7 +175,7 @@ func TestWords(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, m := range regexp.MustCompile(`"((?:login|choose|progress|reason|desk|nav|password|admin|phase|error)\.[a-zA-Z.]*[a-zA-Z])"`).FindAllStringSubmatch(string(text), -1) {
-				if m[1] != "desk.js" && m[1] != "progress.js" {
+				if m[1] != "desk.js" {
 					used = append(used, m[1])
 				}
 			}

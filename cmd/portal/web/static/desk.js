@@ -99,4 +99,28 @@ for (const form of document.querySelectorAll('form[data-sure]')) {
   form.addEventListener('submit', (e) => { if (!window.confirm(form.dataset.sure)) e.preventDefault(); });
 }
 
-connect();
+// A desktop that starts says how far it is. There is a screen before there is a desktop
+// on it, and it is connected meanwhile.
+function watch(progress) {
+  const events = new EventSource('/desk/progress');
+  let begun = false;
+  events.addEventListener('progress', (e) => {
+    const p = JSON.parse(e.data);
+    if ($('stage').textContent !== p.text) $('stage').textContent = p.text;
+    $('bar').value = p.step;
+    if ($('reason').textContent !== p.reason) $('reason').textContent = p.reason;
+    $('words').textContent = p.detail;
+    $('detail').hidden = p.detail === '';
+    $('ways').hidden = !p.failed;
+    if (p.ready || p.gone) events.close();
+    if (p.gone) { location.replace('/desk'); return; }
+    if (p.ready) progress.remove();
+    if (p.screen && !begun) { begun = true; connect(); }
+  });
+  // The browser asks again by itself; one that may not goes to the sign-in.
+  events.addEventListener('error', () => {
+    if (events.readyState === EventSource.CLOSED) location.replace('/desk');
+  });
+}
+
+if ($('progress')) watch($('progress')); else connect();
