@@ -28,14 +28,18 @@ const portalPort = "30443"
 type screen struct {
 	host *host.Host
 
-	mu  sync.Mutex
-	err error // why it is not so; nil: it is
+	mu    sync.Mutex
+	kiosk bool  // it is one
+	err   error // why it is not as it should be; nil where nothing has failed
 }
 
-// trouble is why the screen is not as it should be; nil is well.
+// trouble is why the screen is no kiosk; nil: it is one.
 func (s *screen) trouble() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.err == nil && !s.kiosk {
+		return errors.New("noded is at work on it") // it takes minutes where packages are to be installed
+	}
 	return s.err
 }
 
@@ -76,7 +80,8 @@ func (s *screen) round(ctx context.Context) error {
 		return nil
 	}
 	steps := []host.Step{host.NoKiosk(s.host)}
-	if kiosk, _, _ := unstructured.NestedBool(own.Object, "spec", "kiosk"); kiosk {
+	kiosk, _, _ := unstructured.NestedBool(own.Object, "spec", "kiosk")
+	if kiosk {
 		k, err := portal(ctx, client, m.Address.String())
 		if err == nil {
 			steps, err = k.Steps(s.host)
@@ -85,7 +90,13 @@ func (s *screen) round(ctx context.Context) error {
 			return err
 		}
 	}
-	return host.Do(ctx, steps, func(line string) { s.host.Log.InfoContext(ctx, "kiosk", "do", line) })
+	if err := host.Do(ctx, steps, func(line string) { s.host.Log.InfoContext(ctx, "kiosk", "do", line) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.kiosk = kiosk
+	s.mu.Unlock()
+	return nil
 }
 
 // portal is where a browser finds it, as the portal itself says.

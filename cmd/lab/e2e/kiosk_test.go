@@ -39,6 +39,7 @@ Environment=WLR_BACKENDS=headless WLR_RENDERER=pixman WLR_LIBINPUT_NO_DEVICES=1
 		out, err := kubectl("get", "machine", m, "-o", `jsonpath={.status.conditions[?(@.type=="Kiosk")]}`)
 		return out, err == nil && strings.Contains(out, `"True"`)
 	})
+	on(t, m, "systemctl", "cat", "kingmaker-kiosk.service") // and not before it is so
 	// A browser that did not trust it would hang up at once.
 	seen := func() (string, bool) {
 		who, _ := exit(m, "", "sh", "-c", "ps -o user:20= -C firefox-esr | sort -u")
