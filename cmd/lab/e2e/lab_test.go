@@ -239,7 +239,7 @@ func push(t *testing.T, message string, files map[string]string) (commit string)
 
 // patience is by how much a wait may be longer than what a quiet machine needs: five
 // PCs share the cores of this one with the tests, and some days are slow. How long
-// things take is logged, and what is promised of it TestTenKills and the like check.
+// things take is logged; see inTime for what is promised.
 const patience = 3
 
 // await waits for a condition, and says what it saw last.

@@ -55,6 +55,9 @@ type Desk struct {
 	object *unstructured.Unstructured
 }
 
+// Shows reports whether there is a screen to look at, of the generation that is wanted.
+func (d Desk) Shows() bool { return d.Status.Generation == d.Spec.Generation && d.Status.PodIP != "" }
+
 // ReadDesk is the Desk of an object, which it keeps.
 func ReadDesk(o *unstructured.Unstructured) (Desk, error) {
 	d := Desk{Name: o.GetName(), UID: string(o.GetUID()), object: o}

@@ -41,7 +41,7 @@ func (c *Cluster) Reach(ctx context.Context, user string) (*Desktop, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !ok || !d.Spec.Wanted || !d.Status.Shows(d.Spec.Generation) {
+	if !ok || !d.Spec.Wanted || !d.Shows() {
 		return nil, ErrAway
 	}
 	return c.ReachPod(ctx, session.PodName(d.Name, d.Spec.Generation), d.Status.PodIP)

@@ -98,9 +98,6 @@ type Status struct {
 	FailedAt time.Time `json:"failedAt,omitzero"`
 }
 
-// Shows reports whether there is a screen to look at, of the generation that is wanted.
-func (s Status) Shows(wanted int64) bool { return s.Generation == wanted && s.PodIP != "" }
-
 // Codes of what keeps a desktop from running.
 const (
 	FormerAlive = "FormerAlive" // the Pod before may still run

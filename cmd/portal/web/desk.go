@@ -111,7 +111,7 @@ func (p *Portal) state(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		w.WriteHeader(http.StatusServiceUnavailable)
-	case !ok || !d.Spec.Wanted || !d.Status.Shows(d.Spec.Generation):
+	case !ok || !d.Spec.Wanted || !d.Shows():
 		w.WriteHeader(http.StatusNotFound)
 	default:
 		w.Header().Set("Content-Type", "application/json")
@@ -145,7 +145,7 @@ func (p *Portal) shownOf(d cluster.Desk) shown {
 	if d.Status.Phase == session.Fenced || d.Status.Phase == session.Stopping {
 		s.Text = "progress.fenced"
 	}
-	s.Screen = d.Status.Shows(d.Spec.Generation)
+	s.Screen = d.Shows()
 	s.Ready = s.Screen && d.Status.Phase == session.Ready
 	// The one before takes some seconds to end, and nothing is wrong.
 	ordinary := d.Status.Reason == session.FormerAlive && p.now().Sub(d.Status.Since) < 25*time.Second

@@ -222,7 +222,7 @@ func newSite(t *testing.T) *site {
 	s.portal = &Portal{Directory: s.people, Visits: s.visits, Desks: s.desks, Site: s.desks, Limits: &signin.Limits{Now: clock}, Now: clock,
 		Log: slog.New(slog.NewTextHandler(s.log, nil)), pulse: 400 * time.Millisecond,
 		Screens: func(ctx context.Context, user string) (*websocket.Conn, error) {
-			if d, ok, _ := s.desks.Look(ctx, user); !ok || !d.Status.Shows(d.Spec.Generation) {
+			if d, ok, _ := s.desks.Look(ctx, user); !ok || !d.Shows() {
 				return nil, cluster.ErrAway
 			}
 			c, _, err := websocket.Dial(ctx, desktop.URL+"?user="+user, &websocket.DialOptions{Subprotocols: []string{"binary"}})
