@@ -29,6 +29,10 @@ func (i *install) containerd() Step {
 }
 
 // containerdConfig is of version 2, which containerd 1.7 has and 2 still reads.
+//
+// Containers are made by crun, which is in C: runc starts itself twice for each, and a
+// program in Go that does takes a good part of a second of an old PC. People wait for
+// their desktop meanwhile.
 func (i *install) containerdConfig() ([]byte, error) {
 	pause, err := i.Bundle.pause()
 	if err != nil {
@@ -51,6 +55,7 @@ func (i *install) containerdConfig() ([]byte, error) {
       runtime_type = "io.containerd.runc.v2"
 
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "/usr/bin/crun"
         SystemdCgroup = {{.SystemdCgroup}}
 `))
 	var config bytes.Buffer
