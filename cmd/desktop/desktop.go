@@ -31,7 +31,7 @@ type Options struct {
 	Secrets    string   // folder with token, tls.crt, tls.key
 	Runtime    string   // folder for what is made anew at each start; its path is short, for it has UNIX sockets
 	Screen     string   // size that it begins with; default 1920x1080
-	Session    []string // the command of the session; default XFCE's
+	Session    []string // the command of the session; default XFCE
 	Environ    []string // of this process; the session has it too
 	Log        *slog.Logger
 }
@@ -39,6 +39,7 @@ type Options struct {
 // A Desktop is one user's screen.
 type Desktop struct {
 	Options
+	shell   []string // programs that people see, beside the session
 	family  family
 	cookie  x11.Cookie
 	input   atomic.Int64 // when there was input last, in nanoseconds since begin
@@ -70,8 +71,9 @@ func New(o Options) (*Desktop, error) {
 	if !regexp.MustCompile(`^[1-9][0-9]{2,3}x[1-9][0-9]{2,3}$`).MatchString(o.Screen) {
 		return nil, fmt.Errorf("SCREEN is %q: want a size such as 1920x1080", o.Screen)
 	}
+	var shell []string
 	if len(o.Session) == 0 {
-		o.Session = []string{"xfce4-session"}
+		shell, o.Session = xfce()
 	}
 	if o.Home == "" || o.User == "" {
 		return nil, errors.New("HOME and USER say whose desktop it is, and one is empty: set them")
@@ -81,7 +83,7 @@ func New(o Options) (*Desktop, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("the home %s is not a folder", o.Home)
 	}
-	d := &Desktop{Options: o, begin: time.Now(), stage: Starting, staged: make(chan struct{})}
+	d := &Desktop{Options: o, shell: shell, begin: time.Now(), stage: Starting, staged: make(chan struct{})}
 	_, _ = rand.Read(d.cookie[:]) // never fails
 	return d, nil
 }
@@ -163,15 +165,8 @@ func (d *Desktop) screen(ctx context.Context) error {
 	d.set(Screen, display, nil)
 	d.Log.Info("screen", "display", display, "after", time.Since(d.begin).Round(time.Millisecond).String())
 	for again := (retry{}); ; {
-		// No program that may touch the home begins without a lease.
-		for !d.lease.runs() {
-			select {
-			case <-server.ended:
-				return fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(20 * time.Millisecond):
-			}
+		if err := d.awaitLease(ctx, server); err != nil {
+			return err
 		}
 		begin := time.Now()
 		reason, err := d.session(ctx, server, display)
@@ -259,72 +254,6 @@ func (d *Desktop) greet() error {
 		return fmt.Errorf("it speaks no RFB: %q", hello)
 	}
 	return nil
-}
-
-// session runs one session, on a message bus of its own, and says why it ended. It
-// errs when the screen is gone.
-func (d *Desktop) session(ctx context.Context, server *child, display string) (reason string, err error) {
-	// The bus is ours rather than dbus-run-session's, so that warnings find it.
-	_ = os.Remove(d.bus())
-	bus := exec.Command("dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog", "--address=unix:path="+d.bus())
-	bus.Env, bus.Dir = d.environ(display), d.Home
-	mailman, err := d.family.start(bus)
-	if err != nil {
-		return "start the message bus: " + err.Error(), nil
-	}
-	for range 100 {
-		if _, err := os.Stat(d.bus()); err == nil {
-			break
-		}
-		wait(ctx, 10*time.Millisecond)
-	}
-	cmd := exec.Command(d.Session[0], d.Session[1:]...)
-	cmd.Env, cmd.Dir = d.environ(display), d.Home
-	session, err := d.family.start(cmd)
-	if err != nil {
-		return "start the session: " + err.Error(), nil
-	}
-	begin := time.Now()
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
-	manager := time.Time{} // since when there is a window manager
-	for painted, was := false, false; ; was = was || painted {
-		select {
-		case <-ctx.Done():
-			return "", ctx.Err()
-		case <-server.ended:
-			return "", fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
-		case <-mailman.ended:
-			return fmt.Sprintf("the message bus ended: %s\n%s", mailman.how(), mailman.said.last(5)), nil
-		case <-session.ended:
-			reason = fmt.Sprintf("%s ended: %s", d.Session[0], session.how())
-			if !was { // what a user's programs said is theirs; these were none
-				reason += "\n" + session.said.last(5)
-			}
-			return reason, nil
-		case now := <-look.C:
-			s, err := x11.Look("/tmp/.X11-unix/X"+display[1:], d.cookie)
-			if err == nil && !s.Manager {
-				manager = time.Time{}
-			} else if err == nil && manager.IsZero() {
-				manager = now
-			}
-			// Between the manager and the desktop are seconds of black. Some people like it
-			// black, and some sessions have nothing on the screen of their own.
-			is := err == nil && s.Manager && (painted || s.Lit > 50 || now.Sub(manager) > 10*time.Second)
-			switch {
-			case is && !painted:
-				d.Log.Info("painted", "after", time.Since(begin).Round(time.Millisecond).String())
-				d.set(Painted, display, nil)
-				look.Reset(2 * time.Second)
-				painted = true
-			case painted && err == nil && !is: // a server that does not answer in time is slow; a dead one ends
-				d.set(Screen, display, errors.New("there is no window manager"))
-				look.Reset(200 * time.Millisecond)
-				painted = false
-			}
-		}
-	}
 }
 
 // environ is the environment of what runs on a display.

@@ -103,6 +103,10 @@ func startWithout(t *testing.T, session ...string) *real {
 		}
 		_ = os.Chmod(filepath.Join(dir, name), 0o755)
 	}
+	// What the image says of sessions, where nobody may read it.
+	if err := os.CopyFS(filepath.Join(dir, "xdg"), os.DirFS("../lab/bundle/desktop/etc/xdg")); err != nil {
+		t.Fatal(err)
+	}
 	roots := secrets(t, filepath.Join(dir, "session"), "desktop")
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -115,7 +119,7 @@ func startWithout(t *testing.T, session ...string) *real {
 	r.cmd = exec.Command(program, "run", "--listen", "127.0.0.1:0", "--session", filepath.Join(dir, "session"), "--runtime", filepath.Join(dir, "run"), "--")
 	r.cmd.Args = append(r.cmd.Args, session...)
 	r.cmd.Env = []string{"KINGMAKER_TEST_DESKTOP=run", "PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Join(dir, "home"),
-		"USER=nobody", "SCREEN=1024x768", "XDG_CACHE_HOME=" + filepath.Join(dir, "cache"), "GORACE=atexit_sleep_ms=0"}
+		"USER=nobody", "SCREEN=1024x768", "XDG_CACHE_HOME=" + filepath.Join(dir, "cache"), "XDG_CONFIG_DIRS=" + filepath.Join(dir, "xdg") + ":/etc/xdg", "GORACE=atexit_sleep_ms=0"}
 	r.cmd.Stdout, r.cmd.Stderr = &r.said, &r.said
 	if os.Getuid() == 0 {
 		const nobody = 65534
@@ -322,8 +326,26 @@ func TestDesktop(t *testing.T) {
 		if managers := r.processes("xfwm4"); len(managers) != 1 {
 			t.Errorf("window managers %v", managers)
 		}
+		eventually(t, "its settings are there", func() bool { return len(r.processes("xfsettingsd")) == 1 })
 		if n := colours(v.frame(t)); n < 20 { // of a client who stayed
 			t.Errorf("%d colours", n)
+		}
+	})
+	t.Run("a program that people see and that fails begins anew", func(t *testing.T) {
+		session := r.processes("xfce4-session")
+		for _, name := range []string{"xfwm4", "xfdesktop", "xfce4-panel"} {
+			before := r.processes(name)
+			if len(before) != 1 {
+				t.Fatalf("%s: %v", name, before)
+			}
+			_ = syscall.Kill(before[0], syscall.SIGKILL)
+			eventually(t, name+" is there again", func() bool {
+				after := r.processes(name)
+				return len(after) == 1 && after[0] != before[0]
+			})
+		}
+		if after := r.processes("xfce4-session"); !slices.Equal(after, session) {
+			t.Errorf("sessions %v, which were %v", after, session)
 		}
 	})
 	t.Run("a screen that ends begins anew", func(t *testing.T) {

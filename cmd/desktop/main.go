@@ -17,9 +17,9 @@
 //     see package rfb.
 //
 // The story, from top to bottom: main.go reads the command line; desktop.go is the
-// life of a desktop, and family.go of all its processes; lease.go is when they may run; server.go is what the
-// portal speaks to, and pipe.go carries the screen there. Package x11 looks whether
-// it is painted.
+// life of a desktop, session.go what is on its screen, and family.go all of its
+// processes; lease.go is when they may run; server.go is what the portal speaks to, and
+// pipe.go carries the screen there. Package x11 looks whether it is painted.
 package main
 
 import (

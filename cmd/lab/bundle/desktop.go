@@ -71,6 +71,9 @@ func desktopUnwanted() []string {
 		// Logging out and locking are the portal's.
 		`usr/share/applications/(xfce4-session-logout|xfce4-screensaver.*|debian-.*)\.desktop`, `usr/bin/xflock4`,
 		`usr/share/applications/xfce4-mail-reader\.desktop`, // there is no program for mail
+		// Thunar has two names, and what asks for both at once had it started twice, to
+		// find that it is there already. By the other name it takes this one, too.
+		`usr/share/dbus-1/services/org\.xfce\.Thunar\.FileManager1\.service`,
 		`etc/xdg/autostart/(xfce4-screensaver|xscreensaver|light-locker|xiccd)\.desktop`,
 		// Nothing runs as another user.
 		`usr/bin/(su|newgrp|chfn|chsh|passwd|gpasswd|chage|expiry)`, `usr/sbin/(unix_chkpwd|pam_.*)`, `etc/(shadow|gshadow)-?`,
