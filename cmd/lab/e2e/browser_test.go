@@ -117,6 +117,10 @@ func (d door) open(t *testing.T, machine string) *browser {
 	// It trusts this authority, and no other that it does not know.
 	key := sha256.Sum256(d.authority.RawSubjectPublicKeyInfo)
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.WindowSize(1280, 860), chromedp.Flag("lang", "en"),
+		// It shares two cores with the site: it does not do as if there were a GPU, which
+		// costs more than to draw, and has no process ready for a page that may come.
+		chromedp.Flag("disable-gpu", true),
+		chromedp.Flag("disable-features", "Translate,BlinkGenPropertyTrees,SpareRendererForSitePerProcess"),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(key[:])))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // chromium has none for root; what it is shown is ours
@@ -159,10 +163,10 @@ func (b *browser) shot(name string) {
 }
 
 // eval is what a piece of JavaScript says; the zero value where the page is between two.
-func eval[T any](b *browser, script string) (v T) {
+func eval[T any](b *browser, script string, options ...chromedp.EvaluateOption) (v T) {
 	ctx, cancel := context.WithTimeout(b.ctx, 5*time.Second)
 	defer cancel()
-	v, _ = chromedp.Run(ctx, chromedp.Evaluate[T](script))
+	v, _ = chromedp.Run(ctx, chromedp.Evaluate[T](script, options...))
 	return v
 }
 
@@ -199,14 +203,23 @@ func (b *browser) says(within time.Duration, text string) {
 
 // hasDesktop says whether XFCE is to be seen: nothing is above the screen any more, and
 // its lower end, where the panel is, has hundreds of colours, and a black screen one.
-func (b *browser) hasDesktop() bool {
-	return eval[bool](b, `(() => {
-		const c = document.querySelector('#screen canvas');
-		if (!c || c.height < 50 || document.querySelector('#progress')) return false;
-		const d = c.getContext('2d').getImageData(0, c.height - 40, c.width, 40).data, seen = new Set();
-		for (let i = 0; i < d.length; i += 4) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]);
-		return seen.size > 50;
-	})()`)
+func (b *browser) hasDesktop() bool { return eval[bool](b, "("+shows+")()") }
+
+const shows = `() => {
+	const c = document.querySelector('#screen canvas');
+	if (!c || c.height < 50 || document.querySelector('#progress')) return false;
+	const d = c.getContext('2d').getImageData(0, c.height - 40, c.width, 40).data, seen = new Set();
+	for (let i = 0; i < d.length; i += 4) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]);
+	return seen.size > 50;
+}`
+
+// hears is hasDesktop where time counts: the page looks itself, twenty times a second
+// and for some seconds at most, for to be asked that often costs what is measured. It is
+// false where the page went to another one meanwhile.
+func (b *browser) hears() bool {
+	return eval[bool](b, "new Promise((tell) => { const shows = "+shows+`, end = performance.now() + 4000;
+		const look = () => { if (shows()) tell(true); else if (performance.now() > end) tell(false); else setTimeout(look, 50); };
+		look(); })`, chromedp.EvalAwaitPromise)
 }
 
 // painted waits until XFCE is to be seen.
