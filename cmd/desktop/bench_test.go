@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -122,16 +123,14 @@ func fakeScreen(b *testing.B, socket string) {
 	content := bytes.Repeat([]byte("pixels, of an update "), 32<<10/21)
 	serve := func(nc net.Conn) {
 		defer nc.Close()
-		for {
-			var line []byte
-			for one := make([]byte, 1); one[0] != '\n'; line = append(line, one[0]) {
-				if _, err := nc.Read(one); err != nil {
-					return
-				}
+		for lines := bufio.NewReader(nc); ; {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				return
 			}
-			n, _ := strconv.Atoi(strings.TrimSpace(string(line)))
+			n, _ := strconv.Atoi(strings.TrimSpace(line))
 			if n == 0 {
-				_, _ = io.Copy(nc, nc)
+				_, _ = io.Copy(nc, lines)
 				return
 			}
 			for n > 0 {
@@ -256,14 +255,8 @@ func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
 	for _, nc := range conns {
 		all.Go(func() {
 			say(nc, fmt.Sprintf("%d\n", megabytes<<20))
-			b := make([]byte, 256<<10)
-			for left := megabytes << 20; left > 0; {
-				n, err := nc.NetConn().Read(b)
-				if err != nil {
-					p.b.Error(err)
-					return
-				}
-				left -= n
+			if err := drop(nc.NetConn(), megabytes<<20); err != nil {
+				p.b.Error(err)
 			}
 		})
 	}
@@ -275,6 +268,32 @@ func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
 	}
 	total := float64(sessions * megabytes)
 	return total / took, used / total
+}
+
+// drop takes so many bytes from a connection, which the kernel does not even copy
+// (MSG_TRUNC, tcp(7)).
+func drop(nc net.Conn, left int) error {
+	raw, err := nc.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1<<20)
+	for left > 0 {
+		var n int
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			n, _, failed = syscall.Recvfrom(int(fd), b, syscall.MSG_TRUNC)
+			return failed != syscall.EAGAIN
+		})
+		if err = errors.Join(err, failed); err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return err
+		}
+		left -= n
+	}
+	return nil
 }
 
 // updates asks for updates of 8 KB, the next when one is there, on each of some
