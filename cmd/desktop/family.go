@@ -102,6 +102,11 @@ func (c *child) how() string {
 	return c.err.Error()
 }
 
+// ending says of it, by a name, how it ended and what it said last.
+func (c *child) ending(name string) string {
+	return fmt.Sprintf("%s ended: %s\n%s", name, c.how(), c.said.last(5))
+}
+
 // end ends all of the family but one and its children: they are asked to, and after
 // a while made to.
 func (f *family) end(but int, patience time.Duration) {

@@ -44,12 +44,8 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 		kept.Go(func() { d.keep(with, server, display, program, fell) })
 	}
 	session := &child{} // which has not begun, and does not end
-	manage := func() error {
-		session, err = d.launch(display, d.Session...)
-		return err
-	}
 	if len(d.shell) == 0 {
-		if err := manage(); err != nil {
+		if session, err = d.launch(display, d.Session...); err != nil {
 			return err.Error(), nil
 		}
 	}
@@ -59,20 +55,19 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 	manager := time.Time{} // since when there is a window manager
 	painted, was := false, false
 	why := func(c *child) string {
-		text := fmt.Sprintf("%s ended: %s", c.cmd.Args[0], c.how())
-		if !was { // what a user's programs said is theirs; these were none
-			text += "\n" + c.said.last(5)
+		if was { // what a user's programs said is theirs
+			return fmt.Sprintf("%s ended: %s", c.cmd.Args[0], c.how())
 		}
-		return text
+		return c.ending(c.cmd.Args[0])
 	}
 	for ; ; was = was || painted {
 		select {
 		case <-ctx.Done():
 			return "", ctx.Err()
 		case <-server.ended:
-			return "", fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
+			return "", errors.New(server.ending("the X server"))
 		case <-mailman.ended:
-			return fmt.Sprintf("the message bus ended: %s\n%s", mailman.how(), mailman.said.last(5)), nil
+			return mailman.ending("the message bus"), nil
 		case <-session.ended:
 			return why(session), nil
 		case program := <-fell:
@@ -97,7 +92,7 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 				look.Reset(2 * time.Second)
 				painted = true
 				if session.cmd == nil {
-					if err := manage(); err != nil {
+					if session, err = d.launch(display, d.Session...); err != nil {
 						return err.Error(), nil
 					}
 				}
@@ -154,7 +149,7 @@ func (d *Desktop) awaitLease(ctx context.Context, server *child) error {
 	for !d.lease.runs() {
 		select {
 		case <-server.ended:
-			return fmt.Errorf("the X server ended: %s\n%s", server.how(), server.said.last(5))
+			return errors.New(server.ending("the X server"))
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):

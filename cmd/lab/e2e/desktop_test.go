@@ -424,14 +424,14 @@ func measureDesktop(t *testing.T, b *browser, stop func()) {
 func atRest(t *testing.T) {
 	t.Helper()
 	const long = 15 * time.Second
-	calm := 0
-	for begin := time.Now(); calm < 3 && time.Since(begin) < long; {
+	quiet := 0
+	for begin := time.Now(); quiet < 3 && time.Since(begin) < long; {
 		allBefore, idleBefore := processorTime(t)
 		time.Sleep(time.Second)
 		if all, idle := processorTime(t); 2*(idle-idleBefore) > all-allBefore {
-			calm++
+			quiet++
 		} else {
-			calm = 0
+			quiet = 0
 		}
 	}
 }
