@@ -65,6 +65,20 @@ func (m pc) unfit(at time.Time) string {
 	return ""
 }
 
+// news is what of a view may call for a step, as something to compare: neither what the
+// steward writes itself nor what only grows older.
+func (v view) news() string {
+	all := map[string][]any{}
+	for name, s := range v.volumes {
+		all["volume "+name] = []any{s.uid, s.spec}
+	}
+	for name, m := range v.machines {
+		b := m.brick
+		all["machine "+name] = []any{m.address, m.noBrick, m.unfit(v.at) == "", b.full(), b.Size, b.FileSystem, b.Unfit, b.Glusterd, b.Holds}
+	}
+	return normal(all)
+}
+
 // full reports whether so little room is left that what is written fails soon.
 func (b MachineBrick) full() bool { return b.Size > 0 && b.Free*20 < b.Size }
 

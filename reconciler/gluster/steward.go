@@ -46,6 +46,8 @@ type Steward struct {
 	refused map[string]Refused
 	told    map[string]string // by volume: phase
 	busy    time.Time         // when a volume was last otherwise than well
+	held    bool              // something waits for what is not there
+	heard   string            // the news of the last turn
 
 	mu       sync.Mutex
 	prepared map[string]*preparing
@@ -155,17 +157,43 @@ func (s *Steward) work(ctx context.Context) {
 			}
 		}
 		if !acted {
-			pause(ctx, s.rest())
+			s.rest(ctx, err != nil)
 		}
 	}
 }
 
-// rest is how long the steward waits: each look costs a second of an old PC.
-func (s *Steward) rest() time.Duration {
-	if time.Since(s.busy) > time.Minute { // nothing was to be done
-		return 10 * time.Second
+// rest waits until there may be something to do. Each look at the pool costs a second
+// of an old PC, one at what the site says next to nothing.
+func (s *Steward) rest(ctx context.Context, failed bool) {
+	const glance = 3 * time.Second
+	long := 30 * time.Second
+	switch {
+	case time.Since(s.busy) < time.Minute:
+		long = glance
+	case failed || s.held || s.preparing():
+		long = 10 * time.Second
 	}
-	return 3 * time.Second
+	for until := time.Now().Add(long); ; {
+		pause(ctx, glance)
+		if ctx.Err() != nil || s.UUID() == "" || !time.Now().Before(until) {
+			return
+		}
+		if v, err := look(ctx, s.client); err != nil || v.news() != s.heard {
+			return
+		}
+	}
+}
+
+// preparing reports whether a volume is being made ready beside the turns.
+func (s *Steward) preparing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.prepared {
+		if p.going {
+			return true
+		}
+	}
+	return false
 }
 
 // forget begins anew: what was seen while another was the steward is not known.
@@ -204,6 +232,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	s.remember(&seen)
 	wanted := v.wanted()
 	step, holds := Next(wanted, seen)
+	s.heard, s.held = v.news(), len(holds) > 0
 	for _, h := range holds {
 		if h.Code == Vanished {
 			err = fmt.Errorf("%s", h.Cause) // perhaps only for this machine's glusterd

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ const (
 	glusterdUnit = "glusterd.service"
 	glusterdDir  = "/var/lib/glusterd"
 	infoFile     = glusterdDir + "/glusterd.info"
+	pidFile      = "/run/glusterd.pid"           // as its unit in Debian has it
 	volumeID     = "trusted.glusterfs.volume-id" // on the folder of a brick: its volume's UUID
 )
 
@@ -123,9 +125,12 @@ func uuidOf(id [16]byte) string {
 // glusterd sees that it runs where it is to, and returns the UUID of the one that
 // answers. One that somebody runs on a machine without a brick is only looked at.
 func (h *Hand) glusterd(ctx context.Context, brick gluster.MachineBrick, site *site, fresh bool) (uuid string, err error) {
-	active, err := h.Host.Active(ctx, glusterdUnit)
-	if err != nil {
-		return "", fmt.Errorf("glusterd: %w", err)
+	process := h.process()
+	active := process != "" && process == h.answered // systemctl would tell the same, and costs a hundred times as much
+	if !active {
+		if active, err = h.Host.Active(ctx, glusterdUnit); err != nil {
+			return "", fmt.Errorf("glusterd: %w", err)
+		}
 	}
 	fit := brick.Unfit == ""
 	if fit && fresh {
@@ -165,11 +170,28 @@ func (h *Hand) glusterd(ctx context.Context, brick gluster.MachineBrick, site *s
 	if self < 0 {
 		return "", errors.New("glusterd does not name itself: gluster pool list tells more")
 	}
-	uuid, h.asked = peers[self].UUID, time.Now()
+	uuid, h.asked, h.answered = peers[self].UUID, time.Now(), h.process()
 	if fit && fresh {
 		err = h.setAside(ctx, cli, uuid, aside)
 	}
 	return uuid, err
+}
+
+// process is the glusterd that runs, by its number and when it began; "" is none.
+func (h *Hand) process() string {
+	number, err := h.Host.Read(pidFile)
+	pid := strings.TrimSpace(string(number))
+	if _, e := strconv.ParseUint(pid, 10, 31); err != nil || e != nil {
+		return ""
+	}
+	stat, err := h.Host.Read(path.Join("/proc", pid, "stat"))
+	_, rest, ok := strings.Cut(string(stat), " (glusterd) ")
+	fields := strings.Fields(rest)
+	const state, began = 0, 19 // from the third on, as proc_pid_stat(5) has them
+	if err != nil || !ok || len(fields) <= began || fields[state] == "Z" {
+		return ""
+	}
+	return pid + " since " + fields[began]
 }
 
 // startGlusterd starts it, now and at each boot; at most every 30 s, for one that

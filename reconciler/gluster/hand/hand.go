@@ -34,6 +34,7 @@ type Hand struct {
 	disk     task[disk]
 	daemon   task[string]
 	asked    time.Time                 // when glusterd answered last
+	answered string                    // the process that did
 	started  time.Time                 // when the daemon's task last started glusterd
 	mounts   map[string]*task[outcome] // by volume: mounting, or taking away
 	leaving  map[string]time.Time      // by volume: since when it is to be taken away
@@ -55,8 +56,7 @@ const (
 	mountPatience  = 15 * time.Second
 )
 
-// askAgain is how long one that answered, and that systemd says is active, is taken to
-// answer.
+// askAgain is how long one that answered, and that runs still, is taken to answer.
 const askAgain = time.Minute
 
 // site is what the API says of volumes.

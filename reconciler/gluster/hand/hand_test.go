@@ -557,6 +557,43 @@ func TestBrick(t *testing.T) {
 	}
 }
 
+// systemd is asked for glusterd when the process that answered is not there any more,
+// and only then.
+func TestGlusterdProcess(t *testing.T) {
+	p := newPC(t, site1(nil)...)
+	p.table[gluster.BrickDir] = "3 1 8:16 / /srv/brick rw - xfs /dev/sdb1 rw"
+	p.tell()
+	p.put(volFile, "")
+	p.put(gluster.BrickDir+"/.keep", "")
+	runs := func(pid, name, state, since string) {
+		p.put(pidFile, pid+"\n")
+		p.put("/proc/"+pid+"/stat", pid+" ("+name+") "+state+strings.Repeat(" 0", 18)+" "+since+" 0 0\n")
+	}
+	runs("7", "glusterd", "S", "100")
+	for i, c := range []struct {
+		name string
+		do   func()
+		asks bool
+	}{
+		{"nothing is known yet", func() {}, true},
+		{"it answered", func() {}, false},
+		{"it still runs", func() { runs("7", "glusterd", "R", "100") }, false},
+		{"it has ended, and nobody took it away", func() { runs("7", "glusterd", "Z", "100") }, true},
+		{"another has its number", func() { runs("7", "sshd", "S", "300") }, true},
+		{"it was started again", func() { runs("8", "glusterd", "S", "400") }, true},
+		{"its file is gone", func() { os.Remove(p.Host.Path(pidFile)) }, true},
+	} {
+		c.do()
+		p.runner.Forget()
+		if err := p.round(t.Context()); err != nil {
+			t.Fatal(c.name, err)
+		}
+		if asks := slices.Contains(p.runner.Lines(), "systemctl is-active "+glusterdUnit); asks != c.asks {
+			t.Errorf("%d: %s: systemctl is asked: %v, want %v", i, c.name, asks, c.asks)
+		}
+	}
+}
+
 // volumeRoot is a Roots that takes a folder for a mounted volume.
 func volumeRoot(t *testing.T) (*Roots, string) {
 	t.Helper()
