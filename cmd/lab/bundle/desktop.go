@@ -37,7 +37,7 @@ func desktopPackages() []string {
 	return []string{
 		"tigervnc-standalone-server", "dbus-daemon", "libnss-extrausers", "locales", "ca-certificates",
 		"xfce4-session", "xfwm4", "xfce4-panel", "xfdesktop4", "xfce4-settings", "xfce4-notifyd", "libnotify-bin", "xdg-user-dirs",
-		"greybird-gtk-theme", "adwaita-icon-theme", "fonts-dejavu-core", "fonts-liberation",
+		"adwaita-icon-theme", "fonts-dejavu-core", "fonts-liberation",
 		"thunar", "xfce4-terminal", "mousepad", "ristretto",
 		"firefox-esr", "firefox-esr-l10n-de", "firefox-esr-l10n-es-es", "firefox-esr-l10n-fr", "firefox-esr-l10n-it",
 		"abiword", "gnumeric",

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -181,6 +182,49 @@ func TestSettings(t *testing.T) {
 
 // TestDesktop makes the real layers, or takes those that the cache has, and looks
 // whether what users need runs in them.
+// TestTheme: GTK reads the one file before the settings daemon is there, and the
+// daemon the other. Where they differ every program draws itself twice.
+func TestTheme(t *testing.T) {
+	ini, err := desktopFiles.ReadFile("desktop/etc/gtk-3.0/settings.ini")
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := desktopFiles.ReadFile("desktop/etc/xdg/xfce4/xfconf/xfce-perchannel-xml/xsettings.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type property struct {
+		Name  string     `xml:"name,attr"`
+		Value string     `xml:"value,attr"`
+		Below []property `xml:"property"`
+	}
+	var channel property
+	if err := xml.Unmarshal(content, &channel); err != nil {
+		t.Fatal(err)
+	}
+	// Net/ThemeName is gtk-theme-name, Xft/HintStyle gtk-xft-hintstyle.
+	word := regexp.MustCompile(`([a-z])([A-Z])`)
+	checked := 0
+	for _, group := range channel.Below {
+		for _, p := range group.Below {
+			key := "gtk-" + strings.ToLower(word.ReplaceAllString(p.Name, "$1-$2"))
+			switch {
+			case group.Name == "Xft":
+				key = "gtk-xft-" + strings.ToLower(p.Name)
+			case p.Name == "MonospaceFontName": // of XFCE's own, which GTK does not know
+				continue
+			}
+			if line := key + "=" + p.Value + "\n"; !strings.Contains(string(ini), "\n"+line) {
+				t.Errorf("settings.ini has no %s", line)
+			}
+			checked++
+		}
+	}
+	if checked < 10 {
+		t.Errorf("%d settings", checked)
+	}
+}
+
 func TestDesktop(t *testing.T) {
 	if testing.Short() {
 		t.Skip("fetches 330 MB where the cache has no layers of the desktop")
