@@ -414,6 +414,11 @@ func measureDesktop(t *testing.T, b *browser, stop func()) {
 		returned.add("scripts", ms(load.Scripts-load.Page))
 		returned.add("picture", ms(load.Now-load.Scripts))
 	}
+	// The browser has said how large it shows a desktop, and so it has begun.
+	shown := eval[string](b, `(() => { const c = document.querySelector('#screen canvas'); return c.width + 'x' + c.height })()`)
+	if begun, err := inside("ada", "printenv", "SCREEN"); strings.TrimSpace(must(t, begun, err)) != shown {
+		t.Errorf("it has begun with %s, and is shown with %s", begun, shown)
+	}
 	t.Logf("from the sign-in to a painted desktop, %d times:\n%s", rounds, started.table())
 	t.Logf("to one that runs, %d times:\n%s", rounds, returned.table())
 }

@@ -169,20 +169,20 @@ func (c *Cluster) All(ctx context.Context) (all []Desk, err error) {
 	return all, nil
 }
 
-// Start has the desktop of a user run, from a template. One that is wanted already, from
-// the same, is left as it is.
-func (c *Cluster) Start(ctx context.Context, user, template string) error {
+// Start has the desktop of a user run, from a template and with a screen of that size;
+// zero is the template's. One that is wanted already, from the same, is left as it is.
+func (c *Cluster) Start(ctx context.Context, user, template string, screen session.Size) error {
 	err := c.change(ctx, user, func(s *session.Spec) bool {
 		if s.Wanted && s.Template == template {
 			return false
 		}
-		s.Template, s.Wanted, s.Generation = template, true, s.Generation+1
+		s.Template, s.Wanted, s.Screen, s.Generation = template, true, screen, s.Generation+1
 		return true
 	})
 	if !errors.Is(err, errNoSession) {
 		return err
 	}
-	tree, err := toTree(session.Spec{User: user, Template: template, Generation: 1, Wanted: true})
+	tree, err := toTree(session.Spec{User: user, Template: template, Generation: 1, Wanted: true, Screen: screen})
 	if err != nil {
 		return err
 	}

@@ -305,7 +305,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(ok, err)
 	}
 	for range 3 { // three browsers
-		if err := w.portal.Start(ctx, "anna", "xfce"); err != nil {
+		if err := w.portal.Start(ctx, "anna", "xfce", session.Size{Width: 1366, Height: 700}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -406,7 +406,7 @@ func TestLife(t *testing.T) {
 	w.eventually("nothing is left", func() bool { return w.pod("desk-anna-3") == nil })
 
 	// Who the directory does not know gets no desktop, and is told.
-	if err := w.portal.Start(ctx, "Mallory.X", "xfce"); err != nil {
+	if err := w.portal.Start(ctx, "Mallory.X", "xfce", session.Size{}); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually("nobody's desktop", func() bool {
@@ -469,15 +469,16 @@ func checkPod(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
 	s, c := pod.Spec, pod.Spec.Containers[0]
 	for what, ok := range map[string]bool{
-		"uid and gid":       *s.SecurityContext.RunAsUser == 12001 && *s.SecurityContext.RunAsGroup == 5000 && slices.Equal(s.SecurityContext.SupplementalGroups, []int64{5001}) && s.SecurityContext.FSGroup == nil,
-		"no token":          !*s.AutomountServiceAccountToken && !*s.EnableServiceLinks,
-		"no capability":     slices.Equal(c.SecurityContext.Capabilities.Drop, []corev1.Capability{"ALL"}) && !*c.SecurityContext.AllowPrivilegeEscalation && *c.SecurityContext.ReadOnlyRootFilesystem,
-		"the volume's mark": s.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key == "kingmaker.dev/volume-homes",
-		"memory":            c.Resources.Limits.Memory().String() == "3Gi" && c.Resources.Requests.Cpu().String() == "1",
-		"a dollar is one":   slices.Contains(c.Env, corev1.EnvVar{Name: "MONEY", Value: "$$(HOME)"}),
-		"the fence":         slices.Contains(pod.Finalizers, session.Finalizer),
-		"never again":       s.RestartPolicy == corev1.RestartPolicyNever,
-		"its owner":         len(pod.OwnerReferences) == 1 && pod.OwnerReferences[0].Kind == "Session",
+		"uid and gid":        *s.SecurityContext.RunAsUser == 12001 && *s.SecurityContext.RunAsGroup == 5000 && slices.Equal(s.SecurityContext.SupplementalGroups, []int64{5001}) && s.SecurityContext.FSGroup == nil,
+		"no token":           !*s.AutomountServiceAccountToken && !*s.EnableServiceLinks,
+		"no capability":      slices.Equal(c.SecurityContext.Capabilities.Drop, []corev1.Capability{"ALL"}) && !*c.SecurityContext.AllowPrivilegeEscalation && *c.SecurityContext.ReadOnlyRootFilesystem,
+		"the volume's mark":  s.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions[0].Key == "kingmaker.dev/volume-homes",
+		"memory":             c.Resources.Limits.Memory().String() == "3Gi" && c.Resources.Requests.Cpu().String() == "1",
+		"a dollar is one":    slices.Contains(c.Env, corev1.EnvVar{Name: "MONEY", Value: "$$(HOME)"}),
+		"the browser's size": slices.Contains(c.Env, corev1.EnvVar{Name: "SCREEN", Value: "1366x700"}),
+		"the fence":          slices.Contains(pod.Finalizers, session.Finalizer),
+		"never again":        s.RestartPolicy == corev1.RestartPolicyNever,
+		"its owner":          len(pod.OwnerReferences) == 1 && pod.OwnerReferences[0].Kind == "Session",
 	} {
 		if !ok {
 			t.Errorf("%s: it is not so", what)

@@ -9,6 +9,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -335,7 +336,9 @@ func (k *Keeper) order(ctx context.Context, l *look, d session.Decision) (sessio
 	if err != nil {
 		return d, err
 	}
-	l.order = session.Order{Session: l.desk.Name, UID: l.UID, Generation: l.Spec.Generation, Person: person, Template: *l.Template, Release: k.Release, Affinity: affinity}
+	template := *l.Template
+	template.Screen = cmp.Or(l.Spec.Screen, template.Screen)
+	l.order = session.Order{Session: l.desk.Name, UID: l.UID, Generation: l.Spec.Generation, Person: person, Template: template, Release: k.Release, Affinity: affinity}
 	if _, err := l.order.Pod(); err != nil {
 		return missing(session.NoTemplate, err.Error())
 	}

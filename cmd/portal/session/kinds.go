@@ -47,6 +47,9 @@ type Spec struct {
 	Generation int64 `json:"generation" jsonschema:"required,minimum=1"`
 	// Wanted is false for a desktop that is stopped.
 	Wanted bool `json:"wanted"`
+	// Screen that it begins with, as large as the browser shows it that asked for it.
+	// Absent is the template's.
+	Screen Size `json:"screen,omitzero"`
 }
 
 // The phases of a Session.

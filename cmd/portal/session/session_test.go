@@ -36,6 +36,17 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
+func TestParseSize(t *testing.T) {
+	for text, want := range map[string]session.Size{
+		"1280x618": {Width: 1280, Height: 618}, "100x100": {Width: 100, Height: 100}, "7680x4320": {Width: 7680, Height: 4320},
+		"": {}, "x": {}, "1280": {}, "1280x": {}, "99x500": {}, "500x99": {}, "7681x500": {}, "500x4321": {}, "-500x500": {}, "1280x618x3": {}, "1280.5x618": {}, "1280x618 -rfbport 1": {},
+	} {
+		if got := session.ParseSize(text); got != want {
+			t.Errorf("%q: %+v", text, got)
+		}
+	}
+}
+
 // TestNames: two users never have one name, and all are names of Kubernetes objects.
 func TestNames(t *testing.T) {
 	seen := map[string]string{}

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -44,8 +46,19 @@ type Shared struct {
 
 // Size in pixels.
 type Size struct {
-	Width  int `json:"width"`
-	Height int `json:"height"`
+	Width  int `json:"width" jsonschema:"minimum=100,maximum=7680"`
+	Height int `json:"height" jsonschema:"minimum=100,maximum=4320"`
+}
+
+// ParseSize reads one such as 1280x720. What is none, or is no screen's, is zero.
+func ParseSize(text string) (s Size) {
+	width, height, _ := strings.Cut(text, "x")
+	s.Width, _ = strconv.Atoi(width)
+	s.Height, _ = strconv.Atoi(height)
+	if s.Width < 100 || s.Width > 7680 || s.Height < 100 || s.Height > 4320 {
+		return Size{}
+	}
+	return s
 }
 
 // Duration is written as "2h".

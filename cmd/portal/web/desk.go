@@ -71,7 +71,20 @@ func (p *Portal) start(w http.ResponseWriter, r *http.Request, v visitor) {
 		p.problem(w, r, http.StatusForbidden, "reason.NoTemplate")
 		return
 	}
-	p.did(w, r, v, "desktop started", p.Desks.Start(r.Context(), v.User, name), "/desk")
+	p.did(w, r, v, "desktop started", p.Desks.Start(r.Context(), v.User, name, screenOf(r)), "/desk")
+}
+
+// screenName is the cookie in which desk.js notes how large it shows a desktop. What it
+// says is the visitor's own to say; one that begins in that size is drawn once.
+const screenName = "screen"
+
+// screenOf is the size in which the browser showed a desktop last; zero where it never did.
+func screenOf(r *http.Request) session.Size {
+	c, err := r.Cookie(screenName)
+	if err != nil {
+		return session.Size{}
+	}
+	return session.ParseSize(c.Value)
 }
 
 func (p *Portal) restart(w http.ResponseWriter, r *http.Request, v visitor) {

@@ -64,7 +64,7 @@ type Desks interface {
 	Look(ctx context.Context, user string) (d cluster.Desk, ok bool, err error)
 	Watch(ctx context.Context, user string) <-chan cluster.Desk
 	Templates(ctx context.Context) ([]session.Template, error)
-	Start(ctx context.Context, user, template string) error
+	Start(ctx context.Context, user, template string, screen session.Size) error
 	Restart(ctx context.Context, user string) error
 	Stop(ctx context.Context, user string) error
 }
@@ -364,7 +364,7 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 	// A desktop that is there by default begins now: every tenth of a second counts.
 	var begun sync.WaitGroup
 	begun.Go(func() {
-		if err := p.begin(ctx, person); err != nil {
+		if err := p.begin(ctx, person, screenOf(r)); err != nil {
 			p.Log.Warn("a desktop could not be asked for", "error", err)
 		}
 	})
@@ -384,7 +384,7 @@ func (p *Portal) login(w http.ResponseWriter, r *http.Request) {
 }
 
 // begin starts the desktop that somebody gets without choosing, unless one is wanted.
-func (p *Portal) begin(ctx context.Context, person signin.Person) error {
+func (p *Portal) begin(ctx context.Context, person signin.Person, screen session.Size) error {
 	if person.MustChange { // the password first
 		return nil
 	}
@@ -397,7 +397,7 @@ func (p *Portal) begin(ctx context.Context, person signin.Person) error {
 		return err
 	}
 	if choice := session.Choice(all, person.GroupNames()); session.HasDefault(choice) {
-		return p.Desks.Start(ctx, person.Name, choice[0].Name)
+		return p.Desks.Start(ctx, person.Name, choice[0].Name, screen)
 	}
 	return nil
 }

@@ -142,9 +142,9 @@ func (d *desks) Templates(context.Context) ([]session.Template, error) {
 	}, nil
 }
 
-func (d *desks) Start(_ context.Context, user, template string) error {
+func (d *desks) Start(_ context.Context, user, template string, screen session.Size) error {
 	d.set(user, func(k *cluster.Desk) {
-		k.Spec.Template, k.Spec.Wanted, k.Spec.Generation = template, true, k.Spec.Generation+1
+		k.Spec.Template, k.Spec.Wanted, k.Spec.Screen, k.Spec.Generation = template, true, screen, k.Spec.Generation+1
 	})
 	return nil
 }
@@ -353,13 +353,15 @@ func TestSignIn(t *testing.T) {
 	if expect(t, "unknown", answer, 401, ""); wrong != unknown || !strings.Contains(wrong, "wrong") {
 		t.Error("one learns who is unknown")
 	}
+	u, _ := url.Parse(s.server.URL)
+	b.Jar.SetCookies(u, []*http.Cookie{{Name: screenName, Value: "1280x618", Secure: true, Path: "/"}}) // as desk.js does
 	answer, _ = b.post("/login", "user", "anna", "password", right)
 	expect(t, "right", answer, 303, "/desk")
 	c := answer.Cookies()[0]
 	if c.Name != "__Host-sid" || !c.Secure || !c.HttpOnly || c.Path != "/" || c.Domain != "" || c.SameSite != http.SameSiteStrictMode || len(c.Value) != 43 {
 		t.Errorf("the cookie: %v %+v", c.Name, c.SameSite)
 	}
-	if d, ok, _ := s.desks.Look(t.Context(), "anna"); !ok || !d.Spec.Wanted || d.Spec.Template != "xfce" {
+	if d, ok, _ := s.desks.Look(t.Context(), "anna"); !ok || !d.Spec.Wanted || d.Spec.Template != "xfce" || d.Spec.Screen != (session.Size{Width: 1280, Height: 618}) {
 		t.Errorf("her one desktop does not begin: %+v", d)
 	}
 	first := b.cookie()

@@ -9,6 +9,14 @@ const say = (what) => { if (state.textContent !== state.dataset[what]) state.tex
 let rfb = null;
 let pause = 500; // ms; doubles to 10 s
 
+// The next desktop that this browser asks for begins as large as it is shown here, so
+// that it is drawn once.
+function note() {
+  const { clientWidth: width, clientHeight: height } = $('screen');
+  document.cookie = `screen=${width}x${height}; path=/; max-age=31536000; secure; samesite=strict`;
+}
+window.addEventListener('resize', note);
+
 function connect() {
   say('connecting');
   const url = `wss://${location.host}/desk/ws`;
@@ -16,7 +24,7 @@ function connect() {
   rfb.scaleViewport = true; // until the desktop has the size of the window
   rfb.resizeSession = true;
   rfb.focusOnClick = true;
-  rfb.addEventListener('connect', () => { pause = 500; say('connected'); rfb.focus(); });
+  rfb.addEventListener('connect', () => { pause = 500; say('connected'); note(); rfb.focus(); });
   rfb.addEventListener('clipboard', (e) => {
     $('cliptext').value = e.detail.text;
     // Where the browser lets us; else the box has it.
