@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sys/unix"
 )
 
 // BenchmarkProxy carries the same bytes through the desktop's pipe and through
@@ -86,6 +87,9 @@ func BenchmarkProxy(b *testing.B) {
 			p.one, p.cpuOne = p.flow(1, megabytes)
 			p.many, p.cpuMany = p.flow(sessions, each)
 			p.small = p.updates(sessions)
+			apart := p.apart()
+			p.core, _ = p.flow(sessions, each)
+			apart()
 			p.trip = roundTrips(b, func() io.ReadWriteCloser { return p.dial() }, rounds)
 		}
 	}
@@ -98,6 +102,7 @@ func BenchmarkProxy(b *testing.B) {
 	added := func(p *proxy) float64 { return float64(median(p.trip)-direct) / 1e6 }
 	row("one session, MB/s", "%.0f", ours.one, theirs.one, "at least 1")
 	row("50 sessions, MB/s", "%.0f", ours.many, theirs.many, "at least 3")
+	row("the same, with one core of its own", "%.0f", ours.core, theirs.core, "at least 3")
 	row("50 sessions, updates of 8 KB a second", "%.0f", ours.small, theirs.small, "")
 	row("CPU of one session, ms per MB", "%.2f", 1000*ours.cpuOne, 1000*theirs.cpuOne, "below 1")
 	row("CPU of 50 sessions, ms per MB", "%.2f", 1000*ours.cpuMany, 1000*theirs.cpuMany, "below 1")
@@ -176,7 +181,7 @@ type proxy struct {
 	client        *http.Client
 	cmd           *exec.Cmd
 
-	one, many       float64 // megabytes a second
+	one, many, core float64 // megabytes a second
 	cpuOne, cpuMany float64 // seconds for a megabyte
 	small           float64 // updates a second
 	trip            []time.Duration
@@ -358,6 +363,45 @@ func (p *proxy) idle(sessions int) (kilobytes float64) {
 		}
 	}
 	return (p.pss() - before) / float64(sessions)
+}
+
+// apart gives it one core, and the screen and the clients the others, until it is
+// ended. They are on other computers, or a decoder of pixels beside; what they cost
+// would be measured with it where all are on the same cores.
+func (p *proxy) apart() (end func()) {
+	p.b.Helper()
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		p.b.Fatal(err)
+	}
+	first := 0
+	for !all.IsSet(first) {
+		first++
+	}
+	var one unix.CPUSet
+	one.Set(first)
+	others := all
+	if others.Clear(first); others.Count() == 0 {
+		p.b.Log("there is one core for all of it")
+		return func() {}
+	}
+	p.pin(p.processes(), one)
+	p.pin([]int{os.Getpid()}, others)
+	return func() { p.pin(append(p.processes(), os.Getpid()), all) }
+}
+
+// pin keeps all threads of processes on some cores.
+func (p *proxy) pin(processes []int, cores unix.CPUSet) {
+	p.b.Helper()
+	for _, id := range processes {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", id))
+		for _, thread := range threads {
+			n, _ := strconv.Atoi(filepath.Base(thread))
+			if err := unix.SchedSetaffinity(n, &cores); err != nil && err != unix.ESRCH {
+				p.b.Fatal(err)
+			}
+		}
+	}
 }
 
 func (p *proxy) processes() (ids []int) {
