@@ -38,7 +38,7 @@ bench: packages ## the figures that the issues ask for, beside kubectl, OpenLDAP
 	@.ci/packages slapd slapd-contrib ldap-utils websockify
 	@go run ./cmd/lab bench
 	go test -run '^$$' -bench School -benchtime 1x ./reconciler/ldap
-	go test -run '^$$' -bench Proxy -benchtime 1x ./cmd/desktop
+	go test -run '^$$' -bench Proxy -benchtime 5x ./cmd/desktop
 
 bundle: packages ## the offline bundle, with which machines are installed: an archive in ./dist
 	@.ci/packages $(LAB_PACKAGES)
