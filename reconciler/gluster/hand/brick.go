@@ -125,8 +125,7 @@ func uuidOf(id [16]byte) string {
 // glusterd sees that it runs where it is to, and returns the UUID of the one that
 // answers. One that somebody runs on a machine without a brick is only looked at.
 func (h *Hand) glusterd(ctx context.Context, brick gluster.MachineBrick, site *site, fresh bool) (uuid string, err error) {
-	process := h.process()
-	active := process != "" && process == h.answered // systemctl would tell the same, and costs a hundred times as much
+	active := h.answered != "" && h.answered == h.process() // systemctl would tell the same, and costs a hundred times as much
 	if !active {
 		if active, err = h.Host.Active(ctx, glusterdUnit); err != nil {
 			return "", fmt.Errorf("glusterd: %w", err)
