@@ -21,10 +21,10 @@ demo: packages ## from nothing: five PCs become a site, which stays to be tried
 	@.ci/packages $(LAB_PACKAGES)
 	@go run ./cmd/lab demo
 
+# Tests wait for clusters and disks: two at once keep two cores busy for 70 %.
 test: packages ## unit and integration tests, with the race detector
 	@.ci/packages $(LAB_PACKAGES) fdisk haproxy glusterfs-server attr slapd slapd-contrib ldap-utils $(DESKTOP_PACKAGES)
 	@go run ./cmd/lab controlplane -- true
-	@# What waits for clusters and disks leaves room: two at once keep two cores busy for 70 %.
 	go test -race -p $$(($$(nproc) + 1)) -timeout 25m ./...
 
 e2e: packages ## tests on labs: real machines, networks, a power cut, a browser; half an hour

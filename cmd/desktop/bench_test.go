@@ -81,18 +81,18 @@ func BenchmarkProxy(b *testing.B) {
 		}
 		return nc
 	}, rounds))
+	for _, p := range []*proxy{ours, theirs} {
+		p.memory = p.idle(sessions) // first: a heap that has grown hides what is new
+	}
 	for b.Loop() {
 		for _, p := range []*proxy{ours, theirs} {
-			if p.memory == 0 {
-				p.memory = p.idle(sessions) // first: a heap that has grown hides what is new
-			}
-			p.flow(1, 20) // warm
-			p.one.add(p.flow(1, megabytes))
-			p.many.add(p.flow(sessions, each))
-			p.small.add(p.flow(sessions, -each/2))
+			p.flow(1, 20, bulk) // warm
+			p.one.add(p.flow(1, megabytes, bulk))
+			p.many.add(p.flow(sessions, each, bulk))
+			p.small.add(p.flow(sessions, each/2, inUpdates))
 			p.asked.add(p.updates(sessions), 0)
 			apart := p.apart()
-			p.core.add(p.flow(sessions, each))
+			p.core.add(p.flow(sessions, each, bulk))
 			apart()
 			p.trip = append(p.trip, roundTrips(b, func() io.ReadWriteCloser { return p.dial() }, rounds)...)
 		}
@@ -127,9 +127,15 @@ func BenchmarkProxy(b *testing.B) {
 // An update is what a screen sends at once where somebody works on it.
 const update = 8 << 10
 
-// fakeScreen sends as many bytes as it is asked for (a number and a line's end), or
-// says back what it hears (after a number of 0). After a minus it sends them as
-// updates, of which two may be on their way.
+// How a screen sends: as much as it can at once, or updates, of which two may be on
+// their way.
+const (
+	bulk      = ""
+	inUpdates = "updates"
+)
+
+// fakeScreen sends as many bytes as it is asked for (a number, how, and a line's end),
+// or says back what it hears (after a number of 0).
 func fakeScreen(b *testing.B, socket string) {
 	b.Helper()
 	listener, err := net.Listen("unix", socket)
@@ -145,16 +151,17 @@ func fakeScreen(b *testing.B, socket string) {
 			if err != nil {
 				return
 			}
-			n, _ := strconv.Atoi(strings.TrimSpace(line))
-			once := len(content)
-			switch {
-			case n == 0:
+			number, how, _ := strings.Cut(strings.TrimSpace(line), " ")
+			n, _ := strconv.Atoi(number)
+			if n == 0 {
 				_, _ = io.Copy(nc, lines)
 				return
-			case n < 0:
+			}
+			once := len(content)
+			if how == inUpdates {
 				// The kernel takes twice of it, and half of that for one write (unix_stream_sendmsg).
 				_ = nc.(*net.UnixConn).SetWriteBuffer(update + 100)
-				n, once = -n, update
+				once = update
 			}
 			for n > 0 {
 				sent, err := nc.Write(content[:min(n, once)])
@@ -275,8 +282,8 @@ func say(secure *tls.Conn, text string) {
 	_, _ = secure.Write(append([]byte{0x82, 0x80 | byte(len(text)), 0, 0, 0, 0}, text...))
 }
 
-// flow carries so many megabytes over each of some sessions; below zero as updates.
-func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
+// flow carries so many megabytes over each of some sessions.
+func (p *proxy) flow(sessions, megabytes int, how string) (perSecond, cpu float64) {
 	p.b.Helper()
 	var conns []*tls.Conn
 	for range sessions {
@@ -286,8 +293,8 @@ func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
 	var all sync.WaitGroup
 	for _, nc := range conns {
 		all.Go(func() {
-			say(nc, fmt.Sprintf("%d\n", megabytes*(1<<20)))
-			if err := drop(nc.NetConn(), max(megabytes, -megabytes)<<20); err != nil {
+			say(nc, fmt.Sprintf("%d %s\n", megabytes<<20, how))
+			if err := drop(nc.NetConn(), megabytes<<20); err != nil {
 				p.b.Error(err)
 			}
 		})
@@ -298,7 +305,7 @@ func (p *proxy) flow(sessions, megabytes int) (perSecond, cpu float64) {
 	for _, nc := range conns {
 		nc.NetConn().Close()
 	}
-	total := float64(sessions * max(megabytes, -megabytes))
+	total := float64(sessions * megabytes)
 	return total / took, used / total
 }
 

@@ -224,6 +224,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	s.heard = v.news()
 	seen, err := s.Gluster.See(ctx)
 	if err != nil {
 		return false, err
@@ -232,7 +233,7 @@ func (s *Steward) Turn(ctx context.Context) (acted bool, err error) {
 	s.remember(&seen)
 	wanted := v.wanted()
 	step, holds := Next(wanted, seen)
-	s.heard, s.held = v.news(), len(holds) > 0
+	s.held = len(holds) > 0
 	for _, h := range holds {
 		if h.Code == Vanished {
 			err = fmt.Errorf("%s", h.Cause) // perhaps only for this machine's glusterd

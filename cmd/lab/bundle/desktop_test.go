@@ -180,8 +180,6 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// TestDesktop makes the real layers, or takes those that the cache has, and looks
-// whether what users need runs in them.
 // TestTheme: GTK reads the one file before the settings daemon is there, and the
 // daemon the other. Where they differ every program draws itself twice.
 func TestTheme(t *testing.T) {
@@ -225,6 +223,8 @@ func TestTheme(t *testing.T) {
 	}
 }
 
+// TestDesktop makes the real layers, or takes those that the cache has, and looks
+// whether what users need runs in them.
 func TestDesktop(t *testing.T) {
 	if testing.Short() {
 		t.Skip("fetches 330 MB where the cache has no layers of the desktop")

@@ -183,14 +183,11 @@ func (h *Hand) process() string {
 	if _, e := strconv.ParseUint(pid, 10, 31); err != nil || e != nil {
 		return ""
 	}
-	stat, err := h.Host.Read(path.Join("/proc", pid, "stat"))
-	_, rest, ok := strings.Cut(string(stat), " (glusterd) ")
-	fields := strings.Fields(rest)
-	const state, began = 0, 19 // from the third on, as proc_pid_stat(5) has them
-	if err != nil || !ok || len(fields) <= began || fields[state] == "Z" {
+	p, err := h.Host.Process(pid)
+	if err != nil || p.Name != "glusterd" || p.State == "Z" {
 		return ""
 	}
-	return pid + " since " + fields[began]
+	return fmt.Sprintf("%s since %d", pid, p.Began)
 }
 
 // startGlusterd starts it, now and at each boot; at most every 30 s, for one that

@@ -314,7 +314,7 @@ func (h *Hand) served(volume string) bool {
 // youngest last: the mount point is the last word of their command lines.
 func clients(h *host.Host, point string) (pids []int) {
 	entries, _ := os.ReadDir(h.Path("/proc"))
-	age := map[int]int64{}
+	began := map[int]uint64{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -325,14 +325,11 @@ func clients(h *host.Host, point string) (pids []int) {
 		if path.Base(words[0]) != "glusterfs" || words[len(words)-1] != point {
 			continue
 		}
-		stat, _ := h.Read(path.Join("/proc", e.Name(), "stat"))
-		// Behind the name in brackets, which may hold anything, the start is the 20th.
-		if fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])); len(fields) > 19 {
-			age[pid], _ = strconv.ParseInt(fields[19], 10, 64)
-		}
+		p, _ := h.Process(e.Name()) // one that has just ended is the oldest
+		began[pid] = p.Began
 		pids = append(pids, pid)
 	}
-	slices.SortFunc(pids, func(a, b int) int { return cmp.Or(cmp.Compare(age[a], age[b]), cmp.Compare(a, b)) })
+	slices.SortFunc(pids, func(a, b int) int { return cmp.Or(cmp.Compare(began[a], began[b]), cmp.Compare(a, b)) })
 	return pids
 }
 

@@ -160,14 +160,9 @@ func BootID(h *Host) string {
 	if err != nil || h.container() == "" {
 		return id
 	}
-	stat, err := h.Read("/proc/1/stat")
+	first, err := h.Process("1")
 	if err != nil {
 		return id
 	}
-	// proc(5): after the name, which may have blanks, starttime is the 20th field.
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	if fields := strings.Fields(rest); len(fields) > 19 {
-		return id + "." + fields[19]
-	}
-	return id
+	return id + "." + strconv.FormatUint(first.Began, 10)
 }
