@@ -17,6 +17,9 @@ import (
 //	user and network  5 a minute  a pause that doubles, to 8 s; three may wait at once, others are told to come back
 //	address           30 a minute told to come back
 //
+// Of a user's only wrong passwords count: who goes from one machine to the next does not
+// guess.
+//
 // A machine of the site stands for all whose way here led over it (a NodePort hides who
 // asked), so that it has ten times as many.
 type Limits struct {
@@ -38,6 +41,7 @@ type bucketKey struct {
 type bucket struct {
 	limiter *rate.Limiter
 	misses  int // wrong passwords in a row
+	looking int // passwords that are being looked at, and may be wrong
 	waiting int
 	used    time.Time
 }
@@ -64,7 +68,8 @@ func (l *Limits) Enter(user string, from netip.Addr) (delay time.Duration, ok bo
 		return time.Minute, false
 	}
 	b := l.bucket(bucketKey{user, network(from)}, rate.Every(12*time.Second), 5, now)
-	if b.limiter.AllowN(now, 1) {
+	if b.limiter.TokensAt(now) >= float64(b.looking+1) {
+		b.looking++
 		return 0, true
 	}
 	if b.waiting >= 3 {
@@ -84,9 +89,16 @@ func (l *Limits) Leave(user string, from netip.Addr, delay time.Duration, right 
 	}
 	if delay > 0 {
 		b.waiting = max(0, b.waiting-1)
+	} else {
+		b.looking = max(0, b.looking-1)
 	}
-	if b.misses++; right {
+	if right {
 		b.misses = 0
+		return
+	}
+	b.misses++
+	if delay == 0 {
+		b.limiter.AllowN(l.now(), 1)
 	}
 }
 
@@ -132,7 +144,7 @@ func (l *Limits) sweep(now time.Time) {
 	keep := 10 * time.Minute
 	for {
 		for key, b := range l.buckets {
-			if now.Sub(b.used) > keep && b.waiting == 0 {
+			if now.Sub(b.used) > keep && b.waiting+b.looking == 0 {
 				delete(l.buckets, key)
 			}
 		}

@@ -147,8 +147,18 @@ func TestLimits(t *testing.T) {
 		t.Errorf("anna herself: %s, %v", delay, ok)
 	}
 	l.Leave("anna", anna, delay, true)
-	if delay, ok := l.Enter("ben", netip.MustParseAddr("10.20.1.8")); !ok || delay != 0 {
-		t.Errorf("ben, beside: %s, %v", delay, ok)
+	ben := netip.MustParseAddr("10.20.1.8")
+	for range 20 { // who knows his password does not guess it
+		delay, ok := l.Enter("ben", ben)
+		if !ok || delay != 0 {
+			t.Fatalf("ben, beside: %s, %v", delay, ok)
+		}
+		l.Leave("ben", ben, delay, true)
+	}
+	for i := range 6 { // but before it is known which of them he is
+		if delay, ok := l.Enter("carl", netip.MustParseAddr("10.20.1.9")); !ok || (delay > 0) != (i == 5) {
+			t.Errorf("the %dth of carl's at once: %s, %v", i, delay, ok)
+		}
 	}
 	for i := range 300 {
 		if _, ok := l.Enter(fmt.Sprint("u", i), netip.MustParseAddr("10.0.0.1")); !ok {
