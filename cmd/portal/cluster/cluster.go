@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,6 +24,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
@@ -40,6 +43,33 @@ type Cluster struct {
 	Pods netip.Prefix
 	// Site is the name of the Site object; "" is the only one there is.
 	Site string
+
+	pods      lately[netip.Prefix]
+	authority lately[session.Authority] // of desktops
+}
+
+// lately is what every way to a desktop needs, and hardly ever changes: it is read anew
+// once a minute.
+type lately[T any] struct {
+	mu    sync.Mutex
+	value T
+	until time.Time
+}
+
+func (l *lately[T]) get(read func() (T, error)) (T, error) {
+	l.mu.Lock()
+	value, until := l.value, l.until
+	l.mu.Unlock()
+	if time.Now().Before(until) {
+		return value, nil
+	}
+	value, err := read()
+	if err == nil {
+		l.mu.Lock()
+		l.value, l.until = value, time.Now().Add(time.Minute)
+		l.mu.Unlock()
+	}
+	return value, err
 }
 
 // defaultPods is what Site.spec.network.pods is by default.
@@ -236,21 +266,25 @@ func (c *Cluster) Watch(ctx context.Context, user string) <-chan Desk {
 	go func() {
 		defer close(out)
 		last := ""
-		tell := func() {
-			d, ok, err := c.Look(ctx, user)
-			if err != nil || !ok || d.object.GetResourceVersion() == last {
-				return
+		tell := func(d Desk) {
+			version := d.object.GetResourceVersion()
+			if last != "" {
+				if order, err := resourceversion.CompareResourceVersion(version, last); err != nil || order <= 0 {
+					return
+				}
 			}
-			last = d.object.GetResourceVersion()
+			last = version
 			select {
 			case out <- d:
 			case <-ctx.Done():
 			}
 		}
 		for ctx.Err() == nil {
-			// A look at the beginning of each watch: what it was told before may be old.
 			w, err := c.sessions().Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + session.Name(user)})
-			tell()
+			// A look at the beginning of each watch: what it begins with may be old.
+			if d, ok, err := c.Look(ctx, user); err == nil && ok {
+				tell(d)
+			}
 			if err != nil {
 				pause(ctx, time.Second)
 				continue
@@ -258,8 +292,11 @@ func (c *Cluster) Watch(ctx context.Context, user string) <-chan Desk {
 			again := time.NewTimer(10 * time.Second)
 			for open := true; open; {
 				select {
-				case _, open = <-w.ResultChan():
-					tell()
+				case event, more := <-w.ResultChan():
+					open = more
+					if d, ok := deskOf(event, user); ok {
+						tell(d)
+					}
 				case <-again.C:
 					open = false
 				case <-ctx.Done():
@@ -271,6 +308,16 @@ func (c *Cluster) Watch(ctx context.Context, user string) <-chan Desk {
 		}
 	}()
 	return out
+}
+
+// deskOf is the Desk that an event tells of.
+func deskOf(event watch.Event, user string) (d Desk, ok bool) {
+	o, ok := event.Object.(*unstructured.Unstructured)
+	if !ok || event.Type != watch.Added && event.Type != watch.Modified {
+		return d, false
+	}
+	d, err := ReadDesk(o)
+	return d, err == nil && d.Spec.User == user
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -458,27 +505,42 @@ func readSite(o *unstructured.Unstructured) (s Site, err error) {
 // Affinity are the demands that volumes have on a machine, by the names of their claims.
 // The scheduler knows them too; in the Pod they say what it waits for.
 func (c *Cluster) Affinity(ctx context.Context, claims []string) (all []corev1.NodeSelectorRequirement, err error) {
-	for _, name := range claims {
-		claim, err := c.Client.CoreV1().PersistentVolumeClaims(session.Namespace).Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
-			return nil, fmt.Errorf("read the claim of volume %s: %w", name, err)
+	demands := make([][]corev1.NodeSelectorRequirement, len(claims))
+	errs := make([]error, len(claims))
+	var asked sync.WaitGroup
+	for i, name := range claims { // somebody waits
+		asked.Go(func() { demands[i], errs[i] = c.demands(ctx, name) })
+	}
+	asked.Wait()
+	for i := range claims {
+		if errs[i] != nil {
+			return nil, errs[i]
 		}
-		if claim.Spec.VolumeName == "" {
-			continue
-		}
-		volume, err := c.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
-		if err != nil {
-			return nil, fmt.Errorf("read volume %s: %w", name, err)
-		}
-		a := volume.Spec.NodeAffinity
-		if a == nil || a.Required == nil || len(a.Required.NodeSelectorTerms) != 1 { // one of several terms is none of ours
-			continue
-		}
-		for _, r := range a.Required.NodeSelectorTerms[0].MatchExpressions {
+		for _, r := range demands[i] {
 			if !slices.ContainsFunc(all, func(have corev1.NodeSelectorRequirement) bool { return have.Key == r.Key }) {
 				all = append(all, r)
 			}
 		}
 	}
 	return all, nil
+}
+
+// demands are those of one volume.
+func (c *Cluster) demands(ctx context.Context, name string) ([]corev1.NodeSelectorRequirement, error) {
+	claim, err := c.Client.CoreV1().PersistentVolumeClaims(session.Namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read the claim of volume %s: %w", name, err)
+	}
+	if claim.Spec.VolumeName == "" {
+		return nil, nil
+	}
+	volume, err := c.Client.CoreV1().PersistentVolumes().Get(ctx, claim.Spec.VolumeName, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read volume %s: %w", name, err)
+	}
+	a := volume.Spec.NodeAffinity
+	if a == nil || a.Required == nil || len(a.Required.NodeSelectorTerms) != 1 { // one of several terms is none of ours
+		return nil, nil
+	}
+	return a.Required.NodeSelectorTerms[0].MatchExpressions, nil
 }

@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,44 +53,72 @@ func (c *Cluster) PodRange(ctx context.Context) (netip.Prefix, error) {
 	if c.Pods.IsValid() {
 		return c.Pods, nil
 	}
-	site, err := c.ReadSite(ctx)
-	if err != nil || site.Pods == "" {
-		return defaultPods, err
-	}
-	pods, err := netip.ParsePrefix(site.Pods)
-	if err != nil {
-		return pods, fmt.Errorf("read network.pods of the Site: %w", err)
-	}
-	return pods, nil
+	return c.pods.get(func() (netip.Prefix, error) {
+		site, err := c.ReadSite(ctx)
+		if err != nil || site.Pods == "" {
+			return defaultPods, err
+		}
+		pods, err := netip.ParsePrefix(site.Pods)
+		if err != nil {
+			return pods, fmt.Errorf("read network.pods of the Site: %w", err)
+		}
+		return pods, nil
+	})
 }
 
-// ReachPod is the way to a Pod, of which the name and address come from the API.
-func (c *Cluster) ReachPod(ctx context.Context, pod, ip string) (*Desktop, error) {
+// Key opens one desktop: its token, and how it is known. It is there as soon as its Pod is.
+type Key struct {
+	pods  netip.Prefix
+	token string
+	trust *tls.Config
+}
+
+// Key is that of a Pod, of which the name comes from the API.
+func (c *Cluster) Key(ctx context.Context, pod string) (*Key, error) {
 	pods, err := c.PodRange(ctx)
 	if err != nil {
 		return nil, err
 	}
-	address, err := netip.ParseAddr(ip)
-	if err != nil || !pods.Contains(address.Unmap()) {
-		return nil, fmt.Errorf("reach %s: %q is no address of a Pod (%s)", pod, ip, pods)
+	authority, err := c.authority.get(func() (session.Authority, error) {
+		return c.Authority(ctx, DesktopAuthority, false, time.Now())
+	})
+	if err != nil {
+		return nil, err
 	}
 	secret, err := c.Client.CoreV1().Secrets(session.Namespace).Get(ctx, pod, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("read the Secret of %s: %s", pod, apierrors.ReasonForError(err))
 	}
-	authority, err := c.Authority(ctx, DesktopAuthority, false, time.Now())
-	if err != nil {
-		return nil, err
-	}
 	trust, err := session.Trust(authority.Certificate, secret.Data["tls.crt"])
 	if err != nil {
 		return nil, err
 	}
-	return newDesktop(net.JoinHostPort(address.String(), strconv.Itoa(session.Port)), string(secret.Data["token"]), &http.Transport{
-		TLSClientConfig: trust, DisableKeepAlives: true,
+	return &Key{pods: pods, token: string(secret.Data["token"]), trust: trust}, nil
+}
+
+// idle is how long a connection to a desktop is kept for the next question.
+const idle = 15 * time.Second
+
+// Reach is the way to the Pod at an address, which comes from the API, too.
+func (k *Key) Reach(ip string) (*Desktop, error) {
+	address, err := netip.ParseAddr(ip)
+	if err != nil || !k.pods.Contains(address.Unmap()) {
+		return nil, fmt.Errorf("reach a desktop: %q is no address of a Pod (%s)", ip, k.pods)
+	}
+	return newDesktop(net.JoinHostPort(address.String(), strconv.Itoa(session.Port)), k.token, &http.Transport{
+		TLSClientConfig: k.trust, IdleConnTimeout: idle,
 		DialContext: (&net.Dialer{Timeout: 3 * time.Second, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 			Control: userTimeout}).DialContext,
 	}), nil
+}
+
+// ReachPod is the way to a Pod, of which the name and address come from the API.
+func (c *Cluster) ReachPod(ctx context.Context, pod, ip string) (*Desktop, error) {
+	key, err := c.Key(ctx, pod)
+	if err != nil {
+		return nil, err
+	}
+	return key.Reach(ip)
 }
 
 // userTimeout gives a peer 30 seconds to take what is sent: one whose machine died

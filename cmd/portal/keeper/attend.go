@@ -32,7 +32,7 @@ type note struct {
 
 // How often one asks, and for how long an answer is good.
 const (
-	askStarting = 100 * time.Millisecond
+	askStarting = 50 * time.Millisecond
 	askWarned   = time.Second
 	askReady    = 10 * time.Second
 	heardFor    = 45 * time.Second
@@ -101,7 +101,9 @@ func (a *attendants) attend(ctx context.Context, one *charge) {
 		if ready {
 			stage = "" // it does not wait for the next one
 		}
-		if pod.Status.PodIP != "" {
+		if pod.Status.PodIP == "" {
+			_ = way.unlock(ctx, pod) // who errs will again
+		} else {
 			s, err := way.state(ctx, pod, stage)
 			a.note(uid, func(n *note) {
 				if n.stage = s.Stage; err == nil {

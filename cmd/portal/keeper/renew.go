@@ -22,10 +22,12 @@ type Renewer struct {
 	Log     *slog.Logger
 }
 
-// How often a lease is renewed: at first, so that the desktop begins at once; and then.
+// How often a lease is renewed: the first one again and again, for the desktop begins with
+// it; and later, where it could not be.
 const (
-	renewFirst = 100 * time.Millisecond
+	renewFirst = 50 * time.Millisecond
 	renewEvery = 10 * time.Second
+	renewAgain = 500 * time.Millisecond
 )
 
 // Run works until ctx is over.
@@ -63,21 +65,21 @@ func (r *Renewer) Run(ctx context.Context) error {
 func (r *Renewer) renew(ctx context.Context, one *charge) {
 	way := reach{cluster: r.Cluster}
 	told := ""
-	for wait := renewFirst; ; {
+	well := time.Now() // when nothing was known to be wrong
+	for again, wait := renewFirst, renewFirst; ; {
 		pod := one.look()
-		if pod.Status.PodIP != "" {
+		if !podOf(pod).Begun {
+			well = time.Now() // nobody is there yet
+		}
+		if pod.Status.PodIP == "" {
+			_ = way.unlock(ctx, pod) // who errs will again
+		} else {
 			err := r.once(ctx, pod, &way)
-			switch begun := podOf(pod).Begun; {
-			case err == nil:
-				wait, told = renewEvery, ""
-			case !begun: // nobody is there yet, and nothing is wrong
-				wait = renewFirst
-			default:
-				wait = renewFirst * 5
-				if text := err.Error(); text != told && ctx.Err() == nil {
-					r.Log.Warn("the lease of a desktop could not be renewed", "pod", pod.Name, "error", err)
-					told = text
-				}
+			if wait = again; err == nil {
+				again, wait, told, well = renewAgain, renewEvery, "", time.Now()
+			} else if text := err.Error(); time.Since(well) > slow && text != told && ctx.Err() == nil {
+				r.Log.Warn("the lease of a desktop could not be renewed", "pod", pod.Name, "error", err)
+				told = text
 			}
 		}
 		if !one.wait(ctx, wait) {
@@ -85,6 +87,9 @@ func (r *Renewer) renew(ctx context.Context, one *charge) {
 		}
 	}
 }
+
+// slow is how long a desktop may take until it answers.
+const slow = 2 * time.Second
 
 // once renews a lease, if the generation of the desktop is the one that is wanted. Its
 // clock was read before that is asked, and the lease is until LeaseFor after that
@@ -108,17 +113,29 @@ func (r *Renewer) once(ctx context.Context, pod *corev1.Pod, way *reach) error {
 	return desktop.Renew(ctx, state.Clock+session.LeaseFor.Milliseconds())
 }
 
-// reach is the way to a Pod, made anew where the Pod has another address: its sandbox
-// may have been.
+// reach is the way to a Pod: its key is fetched while the Pod has no address yet, since
+// somebody waits for what comes then; and the way is made anew where the Pod has another
+// address, for its sandbox may have been.
 type reach struct {
 	cluster *cluster.Cluster
+	key     *cluster.Key
 	ip      string
 	way     *cluster.Desktop
 }
 
+func (r *reach) unlock(ctx context.Context, pod *corev1.Pod) (err error) {
+	if r.key == nil {
+		r.key, err = r.cluster.Key(ctx, pod.Name)
+	}
+	return err
+}
+
 func (r *reach) to(ctx context.Context, pod *corev1.Pod) (_ *cluster.Desktop, err error) {
+	if err := r.unlock(ctx, pod); err != nil {
+		return nil, err
+	}
 	if ip := pod.Status.PodIP; r.way == nil || r.ip != ip {
-		if r.way, err = r.cluster.ReachPod(ctx, pod.Name, ip); err != nil {
+		if r.way, err = r.key.Reach(ip); err != nil {
 			r.way = nil
 			return nil, err
 		}
