@@ -338,8 +338,7 @@ func TestLife(t *testing.T) {
 	if _, err := w.portal.Reach(ctx, "ben"); !errors.Is(err, cluster.ErrAway) {
 		t.Errorf("another user's: %v", err)
 	}
-	outside := *w.portal
-	outside.Pods = netip.MustParsePrefix("10.244.0.0/16")
+	outside := &cluster.Cluster{Client: w.portal.Client, Dynamic: w.portal.Dynamic, Pods: netip.MustParsePrefix("10.244.0.0/16")}
 	if _, err := outside.Reach(ctx, "anna"); err == nil || !strings.Contains(err.Error(), "no address of a Pod") {
 		t.Errorf("an address of no Pod: %v", err)
 	}
@@ -488,7 +487,7 @@ func checkPod(t *testing.T, pod *corev1.Pod) {
 	for _, m := range c.VolumeMounts {
 		at[m.MountPath] = m.SubPath
 	}
-	for _, path := range []string{"/home/anna", "/home/anna/.cache", "/tmp", "/run/user", "/run/desktop", "/dev/shm", "/run/kingmaker/session", "/var/lib/extrausers"} {
+	for _, path := range []string{"/home/anna", "/home/anna/.cache", "/tmp", "/run/desktop", "/dev/shm", "/run/kingmaker/session", "/var/lib/extrausers"} {
 		if _, ok := at[path]; !ok {
 			t.Errorf("nothing is mounted at %s", path)
 		}

@@ -125,7 +125,7 @@ func (o Order) Pod() (*corev1.Pod, error) {
 			Ports:   []corev1.ContainerPort{{Name: "https", ContainerPort: Port}},
 			ReadinessProbe: &corev1.Probe{
 				ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Scheme: corev1.URISchemeHTTPS, Path: "/readyz", Port: intstr.FromInt32(Port)}},
-				PeriodSeconds: 1, TimeoutSeconds: 3, FailureThreshold: 10,
+				PeriodSeconds: 5, TimeoutSeconds: 3, FailureThreshold: 2,
 			},
 			// Its home is gone when a mount has died: only the next one finds the new mount.
 			LivenessProbe: &corev1.Probe{
@@ -163,25 +163,16 @@ func (o Order) Pod() (*corev1.Pod, error) {
 	// The browser's cache does not belong on three disks of three machines.
 	mount(empty("cache", "", "2Gi"), corev1.VolumeMount{MountPath: home + "/.cache"})
 	mount(empty("tmp", "", "4Gi"), corev1.VolumeMount{MountPath: "/tmp"})
-	mount(empty("run", corev1.StorageMediumMemory, "64Mi"), corev1.VolumeMount{MountPath: "/run/user"})
-	mount(empty("sockets", corev1.StorageMediumMemory, "16Mi"), corev1.VolumeMount{MountPath: "/run/desktop"}) // of cmd/desktop
+	mount(empty("run", corev1.StorageMediumMemory, "64Mi"), corev1.VolumeMount{MountPath: "/run/desktop"}) // of cmd/desktop, XDG_RUNTIME_DIR in it
 	mount(empty("shm", corev1.StorageMediumMemory, "512Mi"), corev1.VolumeMount{MountPath: "/dev/shm"})
 	for i, s := range t.Shared {
 		mount(claim("shared-"+strconv.Itoa(i), s.Volume), corev1.VolumeMount{MountPath: s.Path})
 	}
-	// The files are root's, and the user reads them: they are about nobody else.
-	items := func(names ...string) (paths []corev1.KeyToPath) {
-		for _, n := range names {
-			paths = append(paths, corev1.KeyToPath{Key: n, Path: n})
-		}
-		return paths
-	}
-	secret := func(name string, keys ...string) corev1.Volume {
-		return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-			SecretName: o.Name(), Items: items(keys...), DefaultMode: ptr(int32(0o444))}}}
-	}
-	mount(secret("session", "token", "tls.crt", "tls.key"), corev1.VolumeMount{MountPath: secretDir, ReadOnly: true})
-	mount(secret("users", "passwd", "group"), corev1.VolumeMount{MountPath: usersDir, ReadOnly: true})
+	// The files are root's, and the user reads them: they are about nobody else. All are
+	// in both places, for each volume in memory is one more to wait for.
+	mount(corev1.Volume{Name: "session", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+		SecretName: o.Name(), DefaultMode: ptr(int32(0o444))}}},
+		corev1.VolumeMount{MountPath: secretDir, ReadOnly: true}, corev1.VolumeMount{MountPath: usersDir, ReadOnly: true})
 	return pod, nil
 }
 
