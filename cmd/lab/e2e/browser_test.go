@@ -120,11 +120,25 @@ func (d door) open(t *testing.T, machine string) *browser {
 		// It shares two cores with the site: it does not do as if there were a GPU, which
 		// costs more than to draw, and has no process ready for a page that may come.
 		chromedp.Flag("disable-gpu", true),
-		chromedp.Flag("disable-features", "Translate,BlinkGenPropertyTrees,SpareRendererForSitePerProcess"),
+		chromedp.Flag("disable-features", "Translate,BlinkGenPropertyTrees,SpareRendererForSitePerProcess,AutofillServerCommunication"),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(key[:])))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // chromium has none for root; what it is shown is ours
 	}
+	// Nor does it keep passwords, or ask others whether they are known.
+	profile, err := os.MkdirTemp("", "chromium-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(profile) }) // it may be writing yet
+	settings := filepath.Join(profile, "Default", "Preferences")
+	if err := os.MkdirAll(filepath.Dir(settings), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(settings, []byte(`{"credentials_enable_service": false, "profile": {"password_manager_leak_detection": false}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	options = append(options, chromedp.UserDataDir(profile))
 	ctx, stop := chromedp.NewExecAllocator(context.WithoutCancel(t.Context()), options...)
 	t.Cleanup(stop)
 	ctx, stop = chromedp.NewContext(ctx)
