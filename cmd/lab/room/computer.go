@@ -77,13 +77,6 @@ func atLeast() map[string]int {
 	}
 }
 
-// asDebian are settings that a machine has from Debian's kernel (package linux-config-6.12)
-// and a lab from whatever the computer runs. With huge pages a program that starts has
-// thousands of page faults less.
-func asDebian() map[string]string {
-	return map[string]string{"/sys/kernel/mm/transparent_hugepage/enabled": "always"}
-}
-
 // theirs are settings of the computer that machines write: the kubelet wants them
 // as they are on a server.
 func theirs() []string {
@@ -99,7 +92,7 @@ func (r *Room) borrow() error {
 	}
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		lent := map[string]string{}
-		for _, key := range slices.Concat(slices.Sorted(maps.Keys(atLeast())), slices.Sorted(maps.Keys(asDebian())), theirs()) {
+		for _, key := range append(slices.Sorted(maps.Keys(atLeast())), theirs()...) {
 			if value, err := r.setting(key); err == nil {
 				lent[key] = value
 			}
@@ -130,17 +123,6 @@ func (r *Room) borrow() error {
 			}
 			r.Progress(fmt.Sprintf("this computer: %s raised from %s to %d, until the last lab is down", key, value, atLeast()[key]))
 		}
-	}
-	for key, value := range asDebian() {
-		now, err := r.setting(key)
-		if err != nil || now == value { // not every kernel has it
-			continue
-		}
-		if err := r.set(key, value); err != nil { // slower, and no more
-			r.Progress(fmt.Sprintf("this computer: %s stays %s: %v", key, now, err))
-			continue
-		}
-		r.Progress(fmt.Sprintf("this computer: %s set from %s to %s, until the last lab is down", key, now, value))
 	}
 	return nil
 }
@@ -175,22 +157,13 @@ func lentFile() (string, error) {
 	return filepath.Join(dir, "computer.json"), err
 }
 
-// settingFile is where a setting is: a file of /sys, or what sysctl(8) has.
 func (r *Room) settingFile(key string) string {
-	if !strings.HasPrefix(key, "/") {
-		key = filepath.Join("/proc/sys", strings.ReplaceAll(key, ".", "/"))
-	}
-	return filepath.Join(r.settings, key)
+	return filepath.Join(r.settings, strings.ReplaceAll(key, ".", "/"))
 }
 
-// setting is its value; of several that there are to choose from, the chosen one.
 func (r *Room) setting(key string) (string, error) {
 	text, err := os.ReadFile(r.settingFile(key))
-	value := strings.TrimSpace(string(text))
-	if _, rest, ok := strings.Cut(value, "["); ok {
-		value, _, _ = strings.Cut(rest, "]")
-	}
-	return value, err
+	return strings.TrimSpace(string(text)), err
 }
 
 func (r *Room) set(key, value string) error {

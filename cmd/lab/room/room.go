@@ -61,7 +61,7 @@ type Room struct {
 	// Progress is told what happens, a line each.
 	Progress func(line string)
 
-	settings string // folder of the computer's settings: /
+	settings string // folder of the computer's settings: /proc/sys
 }
 
 // New gives the room of a name, which need not exist: letters, digits and dashes,
@@ -78,7 +78,7 @@ func New(name string, progress func(line string)) (*Room, error) {
 	if progress == nil {
 		progress = func(string) {}
 	}
-	return &Room{Name: name, Dir: filepath.Join(dir, name), Runner: Computer{}, Progress: progress, settings: "/"}, nil
+	return &Room{Name: name, Dir: filepath.Join(dir, name), Runner: Computer{}, Progress: progress, settings: "/proc/sys"}, nil
 }
 
 // stateDir holds a folder for each room.

@@ -172,9 +172,8 @@ func fakeRoom(t *testing.T, answers map[string]string) (*Room, *fake) {
 	}
 	f := &fake{answers: answers}
 	r.Runner, r.settings = f, t.TempDir()
-	for name, value := range map[string]string{"proc/sys/fs/inotify/max_user_instances": "128", "proc/sys/fs/inotify/max_user_watches": "2000000",
-		"proc/sys/vm/overcommit_memory": "0", "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never"} {
-		file := filepath.Join(r.settings, name)
+	for key, value := range map[string]string{"fs/inotify/max_user_instances": "128", "fs/inotify/max_user_watches": "2000000", "vm/overcommit_memory": "0"} {
+		file := filepath.Join(r.settings, key)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(value+"\n"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
@@ -324,7 +323,7 @@ func TestBorrow(t *testing.T) {
 	}
 	settings := func() string {
 		var all []string
-		for _, key := range []string{"fs.inotify.max_user_instances", "fs.inotify.max_user_watches", "vm.overcommit_memory", "/sys/kernel/mm/transparent_hugepage/enabled"} {
+		for _, key := range []string{"fs.inotify.max_user_instances", "fs.inotify.max_user_watches", "vm.overcommit_memory"} {
 			value, err := r.setting(key)
 			if err != nil {
 				t.Fatal(err)
@@ -338,20 +337,20 @@ func TestBorrow(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := settings(); got != "8192 2000000 0 always" || len(said) != 2 {
+	if got := settings(); got != "8192 2000000 0" || len(said) != 1 {
 		t.Errorf("borrowed: %s; said %q", got, said)
 	}
 	if err := r.set("vm.overcommit_memory", "1"); err != nil { // a kubelet
 		t.Fatal(err)
 	}
-	if err := r.last(t.Context()); err != nil || settings() != "8192 2000000 1 always" {
+	if err := r.last(t.Context()); err != nil || settings() != "8192 2000000 1" {
 		t.Errorf("while there is a room: %s %v", settings(), err)
 	}
 	if err := os.RemoveAll(r.Dir); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := r.last(t.Context()); err != nil || settings() != "128 2000000 0 madvise" {
+		if err := r.last(t.Context()); err != nil || settings() != "128 2000000 0" {
 			t.Errorf("given back: %s %v", settings(), err)
 		}
 	}
