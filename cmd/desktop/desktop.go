@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,7 +38,7 @@ type Options struct {
 // A Desktop is one user's screen.
 type Desktop struct {
 	Options
-	shell   []string // programs that people see, beside the session
+	shell   [][]string // programs that people see, beside the session
 	family  family
 	cookie  x11.Cookie
 	input   atomic.Int64 // when there was input last, in nanoseconds since begin
@@ -71,7 +70,7 @@ func New(o Options) (*Desktop, error) {
 	if !regexp.MustCompile(`^[1-9][0-9]{2,3}x[1-9][0-9]{2,3}$`).MatchString(o.Screen) {
 		return nil, fmt.Errorf("SCREEN is %q: want a size such as 1920x1080", o.Screen)
 	}
-	var shell []string
+	var shell [][]string
 	if len(o.Session) == 0 {
 		shell, o.Session = xfce()
 	}
@@ -124,10 +123,6 @@ func (d *Desktop) Run(ctx context.Context) error {
 
 // prepare makes the folders that the screen needs, and that only root would make.
 func (d *Desktop) prepare() error {
-	// The message bus refuses to serve who has no name.
-	if out, err := exec.Command("getent", "passwd", strconv.Itoa(os.Getuid())).Output(); err != nil {
-		return fmt.Errorf("find the name of user %d: %w %s: mount passwd and group at /var/lib/extrausers", os.Getuid(), err, out)
-	}
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	dir := d.own("")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"sync"
@@ -16,24 +17,18 @@ import (
 // the rest: settings, and what the user wants to be started. It would start all, after
 // itself. A desktop is there a good deal earlier when what is seen waits for nothing,
 // and has the processors for itself until it is there.
-func xfce() (shell, manager []string) {
-	return []string{"xfwm4", "xfdesktop", "xfce4-panel"}, []string{"xfce4-session"}
+func xfce() (shell [][]string, manager []string) {
+	// They would look every so often for a window manager before they begin.
+	const atOnce = "--disable-wm-check"
+	return [][]string{{"xfwm4"}, {"xfdesktop", atOnce}, {"xfce4-panel", atOnce}}, []string{"xfce4-session"}
 }
 
 // session runs one session, on a message bus of its own, and says why it ended. It
 // errs when the screen is gone.
 func (d *Desktop) session(ctx context.Context, server *child, display string) (reason string, err error) {
-	// The bus is ours rather than dbus-run-session's, so that warnings find it.
-	_ = os.Remove(d.bus())
-	mailman, err := d.launch(display, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog", "--address=unix:path="+d.bus())
+	mailman, err := d.startBus(display)
 	if err != nil {
 		return err.Error(), nil
-	}
-	for range 100 {
-		if _, err := os.Stat(d.bus()); err == nil {
-			break
-		}
-		wait(ctx, 10*time.Millisecond)
 	}
 	with, stop := context.WithCancel(ctx)
 	var kept sync.WaitGroup
@@ -67,7 +62,11 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 		case <-server.ended:
 			return "", errors.New(server.ending("the X server"))
 		case <-mailman.ended:
-			return mailman.ending("the message bus"), nil
+			reason := mailman.ending("the message bus")
+			if !was { // it serves nobody who has no name
+				reason += "\nare passwd and group mounted at /var/lib/extrausers?"
+			}
+			return reason, nil
 		case <-session.ended:
 			return why(session), nil
 		case program := <-fell:
@@ -105,23 +104,54 @@ func (d *Desktop) session(ctx context.Context, server *child, display string) (r
 	}
 }
 
+// startBus starts a message bus, which is ours rather than dbus-run-session's, so that
+// warnings find it. It gets a socket that listens already, as systemd would give it
+// (sd_listen_fds(3)), so that programs need not wait until it is there.
+func (d *Desktop) startBus(display string) (*child, error) {
+	_ = os.Remove(d.bus()) // of a session before
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.bus(), Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for the message bus: %w", err)
+	}
+	defer socket.Close()
+	socket.SetUnlinkOnClose(false)
+	file, err := socket.File()
+	if err != nil {
+		return nil, fmt.Errorf("listen for the message bus: %w", err)
+	}
+	defer file.Close()
+	cmd := d.command(display, "sh", "-c", `LISTEN_PID=$$ exec dbus-daemon "$@"`,
+		"dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:")
+	cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
+	cmd.ExtraFiles = []*os.File{file}
+	return d.start(cmd)
+}
+
 // launch starts a program on the display, in the home.
 func (d *Desktop) launch(display string, command ...string) (*child, error) {
+	return d.start(d.command(display, command...))
+}
+
+func (d *Desktop) command(display string, command ...string) *exec.Cmd {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Env, cmd.Dir = d.environ(display), d.Home
+	return cmd
+}
+
+func (d *Desktop) start(cmd *exec.Cmd) (*child, error) {
 	c, err := d.family.start(cmd)
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", command[0], err)
+		return nil, fmt.Errorf("start %s: %w", cmd.Args[0], err)
 	}
 	return c, nil
 }
 
 // keep runs a program of the shell until ctx ends, and again each time that it fails,
 // which fell is told. One that ends well was told to, or has seen that another is there.
-func (d *Desktop) keep(ctx context.Context, server *child, display, program string, fell chan<- *child) {
+func (d *Desktop) keep(ctx context.Context, server *child, display string, program []string, fell chan<- *child) {
 	for again := (retry{}); d.awaitLease(ctx, server) == nil; {
 		begin := time.Now()
-		p, err := d.launch(display, program)
+		p, err := d.launch(display, program...)
 		if err != nil {
 			d.Log.Error("the desktop is not whole", "reason", err.Error())
 			return
