@@ -328,6 +328,9 @@ func (p *proxy) flow(sessions, megabytes int, how string) (perSecond, cpu float6
 	return total / took, used / total
 }
 
+// nowhere is where bytes go that are dropped; nothing is ever written there.
+var nowhere = make([]byte, 1<<20)
+
 // drop takes so many bytes from a connection, which the kernel does not even copy
 // (MSG_TRUNC, tcp(7)).
 func drop(nc net.Conn, left int) error {
@@ -335,12 +338,11 @@ func drop(nc net.Conn, left int) error {
 	if err != nil {
 		return err
 	}
-	b := make([]byte, 1<<20)
 	for left > 0 {
 		var n int
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
-			n, _, failed = syscall.Recvfrom(int(fd), b, syscall.MSG_TRUNC)
+			n, _, failed = syscall.Recvfrom(int(fd), nowhere, syscall.MSG_TRUNC)
 			return failed != syscall.EAGAIN
 		})
 		if err = errors.Join(err, failed); err == nil && n == 0 {
