@@ -120,9 +120,8 @@ func (d *Desktop) startBus(display string) (*child, error) {
 		return nil, fmt.Errorf("listen for the message bus: %w", err)
 	}
 	defer file.Close()
-	cmd := d.command(display, "sh", "-c", `LISTEN_PID=$$ exec dbus-daemon "$@"`,
+	cmd := d.command(display, "sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec dbus-daemon "$@"`,
 		"dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:")
-	cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
 	cmd.ExtraFiles = []*os.File{file}
 	return d.start(cmd)
 }
